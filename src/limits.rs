@@ -1,0 +1,109 @@
+//! Every bound and size in one place, with asserts that they agree.
+//!
+//! Overload is a counted, named drop or a refusal; these numbers say where it begins.
+
+use crate::time::Millis;
+
+/// Length of `struct virtio_net_hdr` as a TAP with `IFF_VNET_HDR` uses it (linux/virtio_net.h).
+pub const VNET_LEN: usize = 10;
+/// Length of an Ethernet header without VLAN tag.
+pub const ETH_LEN: usize = 14;
+/// Room kept free in front of payload received from the host: virtio, Ethernet, IPv6 and TCP or
+/// UDP headers (10 + 14 + 40 + 20), rounded up to a cache line.
+pub const HEADROOM: usize = 128;
+/// The longest frame a TAP can hand over: `gso_max_size` 65536, Ethernet with VLAN, virtio header.
+pub const FRAME_MAX: usize = 65536 + ETH_LEN + 4 + VNET_LEN;
+/// Bytes of one large slot: a frame from the guest, or [`HEADROOM`] and 64 KiB from the host.
+pub const SLOT_BYTES: usize = 17 * 4096;
+/// Large slots one worker may touch. Address space is reserved; memory is used from the bottom up.
+pub const SLOTS_MAX: u32 = 512;
+/// Bytes of one small slot: control frames, backlog, retained pieces.
+pub const BLOCK_BYTES: usize = 4096;
+/// Small slots one worker may touch (64 MiB): the bound on the sum of all backlogs.
+pub const BLOCKS_MAX: u32 = 16384;
+/// Small slots that only control frames (ACKs, RSTs, ARP, ...) may take, so that a full backlog
+/// never silences the protocol.
+pub const BLOCKS_RESERVED: u32 = 256;
+
+/// The most payload one IPv4 or IPv6 datagram to the guest carries after its IP header.
+pub const IP_LEN_MAX: usize = 65535;
+
+/// MTU accepted from the operator: RFC 791 asks for 68; the kernel's TAP allows 65521.
+pub const MTU_MIN: u16 = 68;
+/// See [`MTU_MIN`]; IPv6 needs at least 1280 (RFC 8200 section 5).
+pub const MTU_MAX: u16 = 65521;
+/// The smallest MTU at which IPv6 works (RFC 8200 section 5).
+pub const MTU_MIN_V6: u16 = 1280;
+
+/// Flows of all kinds one worker keeps; each holds one descriptor of the process.
+pub const FLOWS_MAX: u32 = 1 << 16;
+
+/// Entries of the submission queue of a worker's ring.
+pub const SQ_ENTRIES: u32 = 1024;
+/// Entries of the completion queue: more than all buffers and a burst of one-shot operations, since
+/// a full queue ends multishot operations.
+pub const CQ_ENTRIES: u32 = 8192;
+/// Large slots that the kernel holds for frames from the guest. Few, so that they stay in L2.
+pub const TAP_SLOTS: u16 = 16;
+/// Large slots that the kernel holds for data from host sockets.
+pub const HOST_SLOTS: u16 = 8;
+
+/// Slots one TCP send carries at most (iovecs of one `sendmsg`).
+pub const SEND_SLOTS: usize = 16;
+/// Receive window offered to a guest in the SYN-ACK, bytes.
+pub const WINDOW_INITIAL: u32 = 65535;
+/// The largest receive window offered to a guest, bytes.
+pub const WINDOW_MAX: u32 = 1 << 20;
+/// Window scale offered to the guest (RFC 7323): covers [`WINDOW_MAX`] in 16 bits.
+pub const WINDOW_SCALE: u8 = 7;
+/// Bytes in flight to a guest that it has not acknowledged, per flow, at most.
+pub const UNACKED_MAX: u32 = 1 << 20;
+/// A flow whose host socket takes nothing moves what it holds to small slots after this long; well
+/// below the guest's minimal retransmission timer of 200 ms.
+pub const STALL: Millis = Millis(40);
+
+/// First retransmission timeout towards the guest; doubles each time (RFC 6298 section 5.5).
+pub const RTO_MIN: Millis = Millis(300);
+/// The longest retransmission timeout.
+pub const RTO_MAX: Millis = Millis::secs(30);
+/// Retransmissions of the same bytes before the flow is reset.
+pub const RETRIES_MAX: u8 = 12;
+/// Longest interval between zero-window probes.
+pub const PROBE_MAX: Millis = Millis::secs(60);
+/// An idle open TCP flow probes the guest after this long.
+pub const TCP_IDLE: Millis = Millis::secs(600);
+/// A half-closed TCP flow probes the guest after this long idle.
+pub const TCP_HALF_IDLE: Millis = Millis::secs(60);
+/// Unanswered keep-alive probes before the flow is reset, [`TCP_PROBE_GAP`] apart.
+pub const TCP_PROBES_MAX: u8 = 6;
+/// Time between keep-alive probes.
+pub const TCP_PROBE_GAP: Millis = Millis::secs(15);
+
+/// Idle time after which a UDP mapping ends (RFC 4787 REQ-5 asks for 2 minutes or more).
+pub const UDP_IDLE: Millis = Millis::secs(240);
+/// Idle time of a ping mapping (RFC 5508 REQ-2: 60 s or more).
+pub const PING_IDLE: Millis = Millis::secs(60);
+/// Endpoints one UDP mapping remembers having sent to (its filter); the oldest makes room.
+pub const UDP_PEERS_MAX: usize = 256;
+/// Datagrams to the guest that may queue in one turn for one mapping.
+pub const REASSEMBLIES_MAX: usize = 16;
+/// Time a fragmented datagram may take to arrive (RFC 1122 3.3.2 gives 60 to 120 s; this path is memory).
+pub const REASSEMBLY_TIMEOUT: Millis = Millis::secs(15);
+
+/// A resolver that has not answered for this long gives way to the next.
+pub const DNS_RETRY: Millis = Millis(2000);
+/// A DNS query lives this long at most.
+pub const DNS_LIFE: Millis = Millis::secs(10);
+/// DNS queries in flight at most.
+pub const DNS_PENDING_MAX: u32 = 1024;
+/// Resolvers used at most.
+pub const RESOLVERS_MAX: usize = 8;
+
+/// Drain time after the command of `ringtap run` ends.
+pub const DRAIN: Millis = Millis::secs(5);
+
+const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
+const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
+const _: () = assert!(WINDOW_MAX >> WINDOW_SCALE <= 65535);
+const _: () = assert!(HEADROOM >= VNET_LEN + ETH_LEN + 40 + 60);
+const _: () = assert!(CQ_ENTRIES > 2 * SQ_ENTRIES + TAP_SLOTS as u32 + HOST_SLOTS as u32);

@@ -1,0 +1,2 @@
+//! ringtap
+fn main() {}

@@ -1,0 +1,545 @@
+//! One guest's network as a value. Pure: no descriptor, no clock, no allocation per packet.
+//!
+//! # Contract
+//!
+//! Per turn of the worker: any number of [`Stack::handle_frame`] and [`Stack::handle_event`], then
+//! [`Stack::handle_timeout`], then [`Stack::poll_action`] until it yields `None`; sleep until the next
+//! frame or event, or [`Stack::poll_timeout`]. A frame is a slot whose range begins with a virtio
+//! header.
+#![forbid(unsafe_code)]
+
+pub mod dhcp;
+pub mod dns;
+pub mod gateway;
+pub mod policy;
+pub mod reassembly;
+
+use std::net::{IpAddr, SocketAddr};
+
+use smoltcp::wire::{IpProtocol, TcpPacket};
+
+use crate::arena::{Pools, Slot};
+use crate::config::NetConfig;
+use crate::flow::key::{FlowKey, Proto};
+use crate::flow::ping::PingFlow;
+use crate::flow::table::Table;
+use crate::flow::tcp::{self, TcpFlow};
+use crate::flow::timers::Timers;
+use crate::flow::udp::UdpFlow;
+use crate::flow::{Action, Actions, Ctx, DgramEvent, Errno, Event, FlowId, Next, SendOpts, icmp};
+use crate::frame::{self, Ip, L3, Mac, Malformed, Parsed, vnet};
+use crate::limits::FLOWS_MAX;
+use crate::stats::{Drop, Stats};
+use crate::time::Time;
+use dns::DnsFlow;
+use policy::Verdict;
+
+/// One entry of the flow table.
+#[derive(Debug)]
+pub enum Flow {
+    /// A TCP connection.
+    Tcp(TcpFlow),
+    /// A UDP mapping.
+    Udp(UdpFlow),
+    /// A ping mapping.
+    Ping(PingFlow),
+    /// A DNS query on its way to a resolver.
+    Dns(DnsFlow),
+    /// Over; the worker still finishes with the socket.
+    Closing,
+}
+
+/// The packet core.
+#[derive(Debug)]
+pub struct Stack {
+    net: NetConfig,
+    pools: Pools,
+    actions: Actions,
+    stats: Stats,
+    flows: Table<Flow>,
+    timers: Timers,
+    /// TCP flows that something happened to in this turn and that have not been served since.
+    dirty: Vec<FlowId>,
+    gateway: gateway::Gateway,
+    dhcp: dhcp::Dhcp,
+    dns: dns::Dns,
+    reassembly: reassembly::Reassembly,
+    guest_mac: Mac,
+    /// Keys initial sequence numbers (RFC 6528).
+    secret: [u64; 2],
+    draining: bool,
+}
+
+macro_rules! ctx {
+    ($self:ident, $now:expr) => {
+        Ctx {
+            net: &$self.net,
+            pools: &$self.pools,
+            actions: &mut $self.actions,
+            stats: &mut $self.stats,
+            now: $now,
+            guest_mac: $self.guest_mac,
+        }
+    };
+}
+
+impl Stack {
+    /// A network with no flows. `secret` is random; it keys hashes, sequence numbers and query numbers.
+    pub fn new(net: NetConfig, pools: Pools, secret: [u64; 2], now: Time) -> Self {
+        Self {
+            gateway: gateway::Gateway::new(&net, now),
+            dhcp: dhcp::Dhcp::new(),
+            dns: dns::Dns::new(secret),
+            reassembly: reassembly::Reassembly::new(),
+            guest_mac: [0xff; 6],
+            net,
+            pools,
+            actions: Actions::new(),
+            stats: Stats::default(),
+            flows: Table::new(FLOWS_MAX, secret),
+            timers: Timers::new(),
+            dirty: Vec::with_capacity(256),
+            secret,
+            draining: false,
+        }
+    }
+
+    /// Takes a frame from the guest.
+    pub fn handle_frame(&mut self, slot: Slot, now: Time) {
+        self.stats.frames_from_guest += 1;
+        let parsed = match frame::parse(slot.bytes()) {
+            Ok(parsed) => parsed,
+            Err(Malformed::Bad) => return self.stats.drop(Drop::Malformed),
+            Err(Malformed::Unsupported) => return self.stats.drop(Drop::Unsupported),
+        };
+        if parsed.eth_src[0] & 1 == 0 && parsed.eth_src != self.net.gateway_mac {
+            self.guest_mac = parsed.eth_src;
+        } else {
+            return self.stats.drop(Drop::BadSource);
+        }
+        match parsed.l3 {
+            L3::Arp { start, end } => {
+                let mut ctx = ctx!(self, now);
+                self.gateway.handle_arp(&mut ctx, &parsed, &slot.bytes()[start..end]);
+            }
+            L3::Ip(ip) => self.handle_ip(slot, &parsed, ip, now),
+        }
+    }
+
+    fn handle_ip(&mut self, mut slot: Slot, parsed: &Parsed, mut ip: Ip, now: Time) {
+        if !policy::source_allowed(&self.net, &ip) {
+            return self.stats.drop(Drop::BadSource);
+        }
+        if ip.fragment.is_some() {
+            let mut ctx = ctx!(self, now);
+            // A whole datagram comes back in a slot of its own, unfragmented.
+            let Some((whole, whole_ip)) = self.reassembly.handle(&mut ctx, parsed, &ip, slot)
+            else {
+                return;
+            };
+            (slot, ip) = (whole, whole_ip);
+        }
+        match ip.proto {
+            IpProtocol::Tcp => self.handle_tcp(slot, parsed, &ip, now),
+            IpProtocol::Udp => self.handle_udp(slot, parsed, &ip, now),
+            IpProtocol::Icmp | IpProtocol::Icmpv6 => {
+                let mut ctx = ctx!(self, now);
+                // The gateway's own: echo to it, neighbour discovery, router solicitation.
+                if let Some(slot) = self.gateway.handle_icmp(&mut ctx, parsed, &ip, slot) {
+                    self.handle_echo(slot, parsed, &ip, now);
+                }
+            }
+            _ => {
+                self.stats.drop(Drop::Unsupported);
+                let mut ctx = ctx!(self, now);
+                icmp::protocol_unreachable(&mut ctx, parsed, &ip, slot.bytes());
+            }
+        }
+    }
+
+    fn handle_tcp(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let Ok(packet) = TcpPacket::new_checked(&slot.bytes()[ip.start..ip.end]) else {
+            return self.stats.drop(Drop::Malformed);
+        };
+        let header = usize::from(packet.header_len());
+        let (src, dst) = (packet.src_port(), packet.dst_port());
+        if src == 0 || dst == 0 {
+            return self.stats.drop(Drop::PortZero);
+        }
+        let Some(segment) = tcp::Segment::parse(&packet, &ip.src, &ip.dst) else {
+            return self.stats.drop(Drop::Malformed);
+        };
+        let key =
+            FlowKey::pair(Proto::Tcp, SocketAddr::new(ip.src, src), SocketAddr::new(ip.dst, dst));
+        let id = match self.flows.find(&key) {
+            Some(id) => id,
+            None => {
+                let Some(id) = self.open_tcp(key, &segment, parsed, ip, &slot, now) else {
+                    return;
+                };
+                return self.serve(id, now);
+            }
+        };
+        slot.set_range(slot.offset() + ip.start + header, ip.end - ip.start - header);
+        let mut ctx = ctx!(self, now);
+        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+            flow.handle_segment(&mut ctx, &segment, slot);
+            self.mark(id);
+        }
+    }
+
+    /// A segment for no flow: a SYN opens one, anything else is answered by a RST (RFC 9293 3.5.2).
+    fn open_tcp(
+        &mut self,
+        key: FlowKey,
+        segment: &tcp::Segment,
+        parsed: &Parsed,
+        ip: &Ip,
+        slot: &Slot,
+        now: Time,
+    ) -> Option<FlowId> {
+        let mut ctx = ctx!(self, now);
+        if !segment.syn || segment.ack.is_some() || segment.rst {
+            ctx.stats.drop(Drop::NoFlow);
+            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment, ip.end - ip.start);
+            return None;
+        }
+        let to = match policy::tcp(&self.net, &self.dns, key.host()) {
+            Verdict::To(to) => to,
+            Verdict::Refuse(why) => {
+                ctx.stats.drop(Drop::Forbidden);
+                icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
+                return None;
+            }
+            Verdict::Drop => {
+                ctx.stats.drop(Drop::Forbidden);
+                return None;
+            }
+        };
+        if self.draining {
+            ctx.stats.drop(Drop::Draining);
+            return None;
+        }
+        let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
+        let Ok(id) = self.flows.insert(key, Flow::Tcp(flow)) else {
+            ctx.stats.drop(Drop::FlowTableFull);
+            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment, 0);
+            return None;
+        };
+        ctx.actions.push(Action::TcpConnect { flow: id, to });
+        Some(id)
+    }
+
+    fn handle_udp(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let bytes = &slot.bytes()[ip.start..ip.end];
+        let [s0, s1, d0, d1, l0, l1, ..] = *bytes else {
+            return self.stats.drop(Drop::Malformed);
+        };
+        let (src, dst) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+        let len = usize::from(u16::from_be_bytes([l0, l1]));
+        if len < 8 || len > bytes.len() {
+            return self.stats.drop(Drop::Malformed);
+        }
+        if src == 0 || dst == 0 {
+            return self.stats.drop(Drop::PortZero);
+        }
+        let (guest, to) = (SocketAddr::new(ip.src, src), SocketAddr::new(ip.dst, dst));
+        let segment =
+            if parsed.vnet.gso_type == vnet::GSO_UDP_L4 { parsed.vnet.gso_size } else { 0 };
+        let payload = slot.offset() + ip.start + 8;
+        let mut ctx = ctx!(self, now);
+        if dhcp::is_request(&guest, &to) {
+            return self.dhcp.handle(&mut ctx, parsed, &slot.bytes()[ip.start + 8..ip.start + len]);
+        }
+        if policy::is_dns(&self.net, &to) {
+            slot.set_range(payload, len - 8);
+            return self.handle_dns(guest, to, slot, parsed.eth_src, now);
+        }
+        let host = match policy::udp(&self.net, to) {
+            Verdict::To(host) => host,
+            Verdict::Refuse(why) => {
+                ctx.stats.drop(Drop::Forbidden);
+                return icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
+            }
+            Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
+        };
+        let key = FlowKey::guest_only(Proto::Udp, guest);
+        let id = match self.flows.find(&key) {
+            Some(id) => id,
+            None => {
+                if self.draining {
+                    return ctx.stats.drop(Drop::Draining);
+                }
+                let Ok(id) = self.flows.insert(key, Flow::Udp(UdpFlow::new(parsed.eth_src))) else {
+                    return ctx.stats.drop(Drop::FlowTableFull);
+                };
+                ctx.actions.push(Action::DgramOpen { flow: id, kind: UdpFlow::kind(&guest) });
+                id
+            }
+        };
+        slot.set_range(payload, len - 8);
+        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
+        if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(id) {
+            let next = flow.handle_datagram(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
+            self.settle(id, next);
+        }
+    }
+
+    fn handle_dns(&mut self, guest: SocketAddr, to: SocketAddr, slot: Slot, mac: Mac, now: Time) {
+        let mut ctx = ctx!(self, now);
+        if self.draining {
+            return ctx.stats.drop(Drop::Draining);
+        }
+        let Some((number, flow)) = self.dns.query(&mut ctx, guest, to, mac, slot) else {
+            return;
+        };
+        let key = FlowKey::pair(Proto::Dns, guest, SocketAddr::new(to.ip(), number));
+        if self.flows.find(&key).is_some() {
+            self.dns.release();
+            return ctx.stats.drop(Drop::DnsRefused);
+        }
+        let Ok(id) = self.flows.insert(key, Flow::Dns(flow)) else {
+            self.dns.release();
+            return ctx.stats.drop(Drop::FlowTableFull);
+        };
+        if let Some((_, Flow::Dns(flow))) = self.flows.get_mut(id) {
+            let next = flow.start(&mut ctx, &self.dns, id);
+            self.settle(id, next);
+        }
+    }
+
+    fn handle_echo(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let mut ctx = ctx!(self, now);
+        let Some(ident) = icmp::echo_ident(ip, &slot.bytes()[ip.start..ip.end]) else {
+            return ctx.stats.drop(Drop::Unsupported);
+        };
+        let to = SocketAddr::new(ip.dst, 0);
+        let host = match policy::udp(&self.net, to) {
+            Verdict::To(host) => host,
+            Verdict::Refuse(why) => {
+                ctx.stats.drop(Drop::Forbidden);
+                return icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
+            }
+            Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
+        };
+        let guest = SocketAddr::new(ip.src, ident);
+        let key = FlowKey::guest_only(Proto::Ping, guest);
+        let id = match self.flows.find(&key) {
+            Some(id) => id,
+            None => {
+                if self.draining {
+                    return ctx.stats.drop(Drop::Draining);
+                }
+                let Ok(id) = self.flows.insert(key, Flow::Ping(PingFlow::new(parsed.eth_src)))
+                else {
+                    return ctx.stats.drop(Drop::FlowTableFull);
+                };
+                ctx.actions.push(Action::DgramOpen { flow: id, kind: PingFlow::kind(&guest) });
+                id
+            }
+        };
+        slot.set_range(slot.offset() + ip.start, ip.end - ip.start);
+        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0 };
+        if let Some((_, Flow::Ping(flow))) = self.flows.get_mut(id) {
+            let next = flow.handle_echo(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
+            self.settle(id, next);
+        }
+    }
+
+    /// Takes what the worker reports.
+    pub fn handle_event(&mut self, event: Event, now: Time) {
+        match event {
+            Event::TapWritten { flow, slot } => {
+                self.on_tcp(flow, now, |f, c| f.handle_written(c, slot))
+            }
+            Event::TcpConnected { flow, result } => self.tcp_connected(flow, result, now),
+            Event::TcpSent { flow, chain, result } => {
+                self.on_tcp(flow, now, |f, c| f.handle_sent(c, chain, result));
+            }
+            Event::TcpWritable { flow } => self.on_tcp(flow, now, |f, _| f.handle_writable()),
+            Event::TcpReceived { flow, result } => {
+                self.on_tcp(flow, now, |f, c| f.handle_received(c, result));
+            }
+            Event::TcpHangup { flow, errno } => {
+                self.on_tcp(flow, now, |f, c| f.handle_hangup(c, errno));
+            }
+            Event::DgramFailed { flow, errno } => {
+                self.on_dgram(flow, now, DgramEvent::Failed(errno));
+            }
+            Event::DgramSent { flow, slot, to, errno } => {
+                self.on_dgram(flow, now, DgramEvent::Refused { slot, to, errno });
+            }
+            Event::DgramReceived { flow, slot, from, ttl, tos, segment } => {
+                self.on_dgram(flow, now, DgramEvent::Received { slot, from, ttl, tos, segment });
+            }
+            Event::DgramError { flow, error } => self.on_dgram(flow, now, DgramEvent::Error(error)),
+            Event::Closed { flow } => {
+                if matches!(self.flows.get(flow), Some((_, Flow::Closing))) {
+                    self.timers.disarm(flow.index);
+                    self.flows.remove(flow);
+                }
+            }
+        }
+    }
+
+    fn on_tcp(&mut self, id: FlowId, now: Time, f: impl FnOnce(&mut TcpFlow, &mut Ctx<'_>)) {
+        let mut ctx = ctx!(self, now);
+        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+            f(flow, &mut ctx);
+            self.mark(id);
+        }
+    }
+
+    fn tcp_connected(&mut self, id: FlowId, result: Result<(), Errno>, now: Time) {
+        let mut ctx = ctx!(self, now);
+        let Some((key, Flow::Tcp(flow))) = self.flows.get_mut(id) else {
+            return;
+        };
+        // `.3` port 53: the next resolver may know more.
+        if result.is_err()
+            && policy::is_dns(&self.net, &key.host())
+            && let Some(to) = self.dns.next_after_failure(key.host(), flow.dns_tries())
+        {
+            return ctx.actions.push(Action::TcpConnect { flow: id, to });
+        }
+        flow.handle_connected(&mut ctx, key, result);
+        self.mark(id);
+    }
+
+    fn on_dgram(&mut self, id: FlowId, now: Time, event: DgramEvent) {
+        let mut ctx = ctx!(self, now);
+        let Some((key, flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let next = match flow {
+            Flow::Udp(flow) => flow.handle_event(&mut ctx, id, key, event),
+            Flow::Ping(flow) => flow.handle_event(&mut ctx, id, key, event),
+            Flow::Dns(flow) => flow.handle_event(&mut ctx, &mut self.dns, id, key, event),
+            Flow::Tcp(_) | Flow::Closing => return,
+        };
+        self.settle(id, next);
+    }
+
+    /// Lets timers run out.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let mut ctx = ctx!(self, now);
+        self.gateway.handle_timeout(&mut ctx);
+        self.reassembly.handle_timeout(&mut ctx);
+        while let Some(index) = self.timers.expire(now) {
+            let Some(id) = self.flows.at(index) else {
+                continue;
+            };
+            let mut ctx = ctx!(self, now);
+            let Some((key, flow)) = self.flows.get_mut(id) else {
+                continue;
+            };
+            let next = match flow {
+                Flow::Tcp(flow) => {
+                    flow.handle_timeout(&mut ctx);
+                    self.mark(id);
+                    continue;
+                }
+                Flow::Udp(flow) => flow.handle_timeout(&mut ctx),
+                Flow::Ping(flow) => flow.handle_timeout(&mut ctx),
+                Flow::Dns(flow) => flow.handle_timeout(&mut ctx, &mut self.dns, id, key),
+                Flow::Closing => continue,
+            };
+            self.settle(id, next);
+        }
+    }
+
+    /// When [`Stack::handle_timeout`] is due; `None`: nothing waits for time.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        [self.timers.next(), self.gateway.deadline(), self.reassembly.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next thing to do; `None` when the turn is done.
+    pub fn poll_action(&mut self, now: Time) -> Option<Action> {
+        loop {
+            if let Some(action) = self.actions.pop() {
+                if matches!(action, Action::TapWrite { .. }) {
+                    self.stats.frames_to_guest += 1;
+                }
+                return Some(action);
+            }
+            let id = self.dirty.pop()?;
+            self.serve(id, now);
+        }
+    }
+
+    /// Notes that a TCP flow must be served before the turn ends: once, however much happened to it.
+    fn mark(&mut self, id: FlowId) {
+        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id)
+            && !std::mem::replace(&mut flow.dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    fn serve(&mut self, id: FlowId, now: Time) {
+        let mut ctx = ctx!(self, now);
+        let Some((key, Flow::Tcp(flow))) = self.flows.get_mut(id) else {
+            return;
+        };
+        flow.dirty = false;
+        let next = flow.serve(&mut ctx, id, key);
+        self.settle(id, next);
+    }
+
+    fn settle(&mut self, id: FlowId, next: Next) {
+        match next {
+            Next::Live(Some(deadline)) => self.timers.arm(id.index, deadline),
+            Next::Live(None) => {}
+            Next::Close { reset } => {
+                self.timers.disarm(id.index);
+                self.flows.unhash(id);
+                if let Some((_, flow)) = self.flows.get_mut(id) {
+                    if matches!(flow, Flow::Closing) {
+                        return;
+                    }
+                    if matches!(flow, Flow::Dns(_)) {
+                        self.dns.release();
+                    }
+                    *flow = Flow::Closing;
+                    self.actions.push(Action::Close { flow: id, reset });
+                }
+            }
+        }
+    }
+
+    /// The host's resolvers, in order; replaces those known.
+    pub fn set_resolvers(&mut self, resolvers: &[IpAddr]) {
+        self.dns.set_resolvers(resolvers);
+    }
+
+    /// From now on no new flow starts.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether nothing is left on its way from the guest to the host.
+    pub fn drained(&self) -> bool {
+        self.flows.iter().all(|(_, _, flow)| match flow {
+            Flow::Tcp(flow) => flow.drained(),
+            Flow::Udp(_) | Flow::Ping(_) | Flow::Dns(_) | Flow::Closing => true,
+        })
+    }
+
+    /// Counters, with the number of flows filled in.
+    pub fn stats(&self) -> Stats {
+        Stats { flows: self.flows.len(), ..self.stats }
+    }
+
+    /// Counters, for the worker to add its own.
+    pub fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+
+    /// The buffers.
+    pub fn pools(&self) -> &Pools {
+        &self.pools
+    }
+}
