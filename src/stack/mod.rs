@@ -350,18 +350,18 @@ impl Stack {
     pub fn handle_event(&mut self, event: Event, now: Time) {
         match event {
             Event::TapWritten { flow, slot } => {
-                self.on_tcp(flow, now, |f, c| f.handle_written(c, slot))
+                self.on_tcp(flow, now, |f, c, k| f.handle_written(c, k, slot))
             }
             Event::TcpConnected { flow, result } => self.tcp_connected(flow, result, now),
             Event::TcpSent { flow, chain, result } => {
-                self.on_tcp(flow, now, |f, c| f.handle_sent(c, chain, result));
+                self.on_tcp(flow, now, |f, c, _| f.handle_sent(c, chain, result));
             }
-            Event::TcpWritable { flow } => self.on_tcp(flow, now, |f, _| f.handle_writable()),
+            Event::TcpWritable { flow } => self.on_tcp(flow, now, |f, _, _| f.handle_writable()),
             Event::TcpReceived { flow, result } => {
-                self.on_tcp(flow, now, |f, c| f.handle_received(c, result));
+                self.on_tcp(flow, now, |f, c, _| f.handle_received(c, result));
             }
             Event::TcpHangup { flow, errno } => {
-                self.on_tcp(flow, now, |f, c| f.handle_hangup(c, errno));
+                self.on_tcp(flow, now, |f, _, _| f.handle_hangup(errno));
             }
             Event::DgramFailed { flow, errno } => {
                 self.on_dgram(flow, now, DgramEvent::Failed(errno));
@@ -382,10 +382,15 @@ impl Stack {
         }
     }
 
-    fn on_tcp(&mut self, id: FlowId, now: Time, f: impl FnOnce(&mut TcpFlow, &mut Ctx<'_>)) {
+    fn on_tcp(
+        &mut self,
+        id: FlowId,
+        now: Time,
+        f: impl FnOnce(&mut TcpFlow, &mut Ctx<'_>, &FlowKey),
+    ) {
         let mut ctx = ctx!(self, now);
-        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
-            f(flow, &mut ctx);
+        if let Some((key, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+            f(flow, &mut ctx, key);
             self.mark(id);
         }
     }
@@ -402,7 +407,7 @@ impl Stack {
         {
             return ctx.actions.push(Action::TcpConnect { flow: id, to });
         }
-        flow.handle_connected(&mut ctx, key, result);
+        flow.handle_connected(&mut ctx, result);
         self.mark(id);
     }
 

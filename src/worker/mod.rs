@@ -1,12 +1,51 @@
 //! The data path's kernel edge: one thread, one ring, one TAP queue, and the flows that came by it.
+//!
+//! # Theory of operation
+//!
+//! A turn of [`Worker::run`]: enter the kernel once (submit what the last turn made, wait for something
+//! to happen), hand each completion to the core as a frame or an event, let timers run out, turn the core's
+//! actions into submission entries. Sends and TAP writes complete while they are submitted, so their
+//! completions are found by the next turn without a wait.
+//!
+//! Buffers: the TAP's multishot read, host receives and datagrams each draw slots from a provided ring
+//! that is refilled from the arena once per turn. A slot is with the kernel, in a table of
+//! operations in flight, or with the core: never in two places. Closing a descriptor ends nothing that is in
+//! flight: a socket is cancelled first, and closed when its last completion has come.
+//!
+//! Control speaks to a worker by [`Request`]s in a queue with an eventfd as doorbell, and hears of it
+//! by [`Notice`]s. A worker that ends, for whatever reason, says so last of all.
+//!
+//! The number of workers is one in this version; nothing here is global, and a flow's owner is the
+//! worker that holds it.
 
-use std::io;
+mod complete;
+mod ring;
+mod sock;
+mod submit;
+mod token;
+
+use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-use std::sync::mpsc;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
+use crate::flow::FlowId;
+use crate::limits::{HEADROOM, HOST_SLOTS, TAP_SLOTS, VNET_LEN};
+use crate::stack::Stack;
 use crate::stats::Stats;
+use crate::time::Time;
+use ring::{BufRing, Ring};
+use sock::Sock;
+use submit::Scratch;
+
+pub use ring::OLDEST_KERNEL;
 
 /// An open TAP queue, as `boot` hands it over.
 #[derive(Debug)]
@@ -43,26 +82,237 @@ pub enum Notice {
 
 /// A running worker.
 #[derive(Debug)]
-pub struct Handle {}
+pub struct Handle {
+    mailbox: Arc<Mailbox>,
+    thread: thread::JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Mailbox {
+    requests: Mutex<Vec<Request>>,
+    bell: EventFd,
+}
 
 impl Handle {
     /// Starts a worker thread on a TAP queue. Its notices arrive at `notices`.
     ///
     /// # Errors
-    /// What stands in the way of a ring (with the remedy), of memory, or of a thread. When this returns `Ok`, the ring
-    /// exists and the first read is under way.
+    /// What stands in the way of a ring (with the remedy), of memory, or of a thread. When this returns
+    /// `Ok`, the ring exists and the first read is under way.
     pub fn spawn(
-        _tap: TapQueue,
-        _net: NetConfig,
-        _resolvers: Vec<IpAddr>,
-        _notices: tokio::sync::mpsc::UnboundedSender<Notice>,
+        tap: TapQueue,
+        net: NetConfig,
+        resolvers: Vec<IpAddr>,
+        notices: UnboundedSender<Notice>,
     ) -> io::Result<Self> {
-        Ok(Self {})
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let mailbox = Arc::new(Mailbox { requests: Mutex::new(Vec::new()), bell });
+        let theirs = mailbox.clone();
+        let (started, start) = mpsc::channel();
+        let thread = thread::Builder::new().name("worker".into()).stack_size(256 << 10).spawn(
+            move || {
+                // Slots and the ring belong to this thread: all is made here.
+                let worker = Worker::new(tap, net, &resolvers, theirs, notices.clone());
+                let mut worker = match worker {
+                    Ok(worker) => worker,
+                    Err(e) => return drop(started.send(Err(e))),
+                };
+                let _ = started.send(Ok(()));
+                let result = worker.run();
+                drop(worker);
+                let _ = notices.send(Notice::Ended(result));
+            },
+        )?;
+        match start.recv() {
+            Ok(Ok(())) => Ok(Self { mailbox, thread }),
+            Ok(Err(e)) => Err(e),
+            Err(mpsc::RecvError) => Err(io::Error::other("the worker died at its start")),
+        }
     }
 
     /// Passes a request on; it is taken up within the worker's current turn, or wakes it.
-    pub fn request(&self, _request: Request) {}
+    pub fn request(&self, request: Request) {
+        self.mailbox.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        // Fails only when the counter is full: then the worker is awake anyway.
+        let _ = self.mailbox.bell.write(1);
+    }
 
     /// Asks it to stop and waits until it has.
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        self.request(Request::Stop);
+        let _ = self.thread.join();
+    }
+}
+
+/// Everything one worker has. Fields drop in this order: the ring before the buffers it may fill.
+struct Worker {
+    ring: Ring,
+    from_tap: BufRing,
+    from_host: BufRing,
+    dgrams: BufRing,
+    /// TAP writes in flight, by index; the slot, and the flow that wants it back.
+    writes: InFlight<(Slot, Option<FlowId>)>,
+    socks: Vec<Option<Sock>>,
+    /// Headers and addresses of this turn's submissions.
+    scratch: Scratch,
+    stack: Stack,
+    tap: TapQueue,
+    net: NetConfig,
+    mailbox: Arc<Mailbox>,
+    notices: UnboundedSender<Notice>,
+    started: Instant,
+    now: Time,
+    /// The TAP's read must be armed anew.
+    tap_idle: bool,
+    /// Sockets with operations to be armed anew.
+    rearm: Vec<FlowId>,
+    draining: bool,
+    stopped: bool,
+}
+
+impl Worker {
+    fn new(
+        tap: TapQueue,
+        net: NetConfig,
+        resolvers: &[IpAddr],
+        mailbox: Arc<Mailbox>,
+        notices: UnboundedSender<Notice>,
+    ) -> io::Result<Self> {
+        let ring = Ring::new()?;
+        let pools = Pools::new()?;
+        let secret = [random()?, random()?];
+        let mut stack = Stack::new(net.clone(), pools.clone(), secret, Time(0));
+        stack.set_resolvers(resolvers);
+        // A TAP without virtio header reads behind an empty one, so that the core sees one form.
+        let frame_at = if tap.vnet { 0 } else { VNET_LEN };
+        let mut worker = Self {
+            from_tap: BufRing::new(&ring, 0, TAP_SLOTS, &pools.large, frame_at)?,
+            from_host: BufRing::new(&ring, 1, HOST_SLOTS, &pools.large, HEADROOM)?,
+            dgrams: BufRing::new(&ring, 2, HOST_SLOTS, &pools.large, 0)?,
+            ring,
+            writes: InFlight::new(),
+            socks: Vec::new(),
+            scratch: Scratch::new(),
+            stack,
+            tap,
+            net,
+            mailbox,
+            notices,
+            started: start_of_time(),
+            now: Time(0),
+            tap_idle: true,
+            rearm: Vec::new(),
+            draining: false,
+            stopped: false,
+        };
+        worker.arm_bell()?;
+        worker.rearm()?;
+        worker.ring.submit()?;
+        Ok(worker)
+    }
+
+    /// The loop.
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            self.ring.turn(self.patience())?;
+            if self.ring.is_submitted() {
+                self.scratch.reset();
+            }
+            self.now = self.clock();
+            while let Some(entry) = self.ring.completion() {
+                self.complete(&entry)?;
+            }
+            if self.stopped {
+                self.ring.cancel_all();
+                return Ok(());
+            }
+            self.stack.handle_timeout(self.now);
+            while let Some(action) = self.stack.poll_action(self.now) {
+                self.submit(action)?;
+            }
+            if self.draining && self.stack.drained() {
+                self.draining = false;
+                let _ = self.notices.send(Notice::Drained);
+            }
+            self.rearm()?;
+            self.stack.stats_mut().turns += 1;
+        }
+    }
+
+    /// How long the coming turn may wait.
+    fn patience(&self) -> Option<Duration> {
+        let due = self.stack.poll_timeout()?;
+        Some(Duration::from_millis((due - self.clock()).0))
+    }
+
+    fn clock(&self) -> Time {
+        Time(self.started.elapsed().as_millis() as u64)
+    }
+
+    fn handle_requests(&mut self) {
+        let _ = self.mailbox.bell.read();
+        let requests = std::mem::take(
+            &mut *self.mailbox.requests.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        for request in requests {
+            match request {
+                Request::Resolvers(resolvers) => self.stack.set_resolvers(&resolvers),
+                Request::Drain => {
+                    self.stack.drain();
+                    self.draining = true;
+                }
+                Request::Stats(reply) => drop(reply.send(self.stack.stats())),
+                Request::Stop => self.stopped = true,
+            }
+        }
+    }
+
+    fn tap_fd(&self) -> i32 {
+        self.tap.fd.as_raw_fd()
+    }
+}
+
+/// The one clock of a worker.
+#[expect(clippy::disallowed_methods, reason = "the worker owns the clock")]
+fn start_of_time() -> Instant {
+    Instant::now()
+}
+
+/// 64 bits from the system.
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Things that wait for a completion, by a small index.
+#[derive(Debug)]
+struct InFlight<T> {
+    items: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> InFlight<T> {
+    fn new() -> Self {
+        Self { items: Vec::with_capacity(64), free: Vec::with_capacity(64) }
+    }
+
+    fn put(&mut self, item: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.items[index as usize] = Some(item);
+            return index;
+        }
+        self.items.push(Some(item));
+        self.items.len() as u32 - 1
+    }
+
+    fn take(&mut self, index: u32) -> Option<T> {
+        let item = self.items.get_mut(index as usize)?.take()?;
+        self.free.push(index);
+        Some(item)
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() - self.free.len() >= 1 << 20
+    }
 }

@@ -1,74 +1,334 @@
-//! TCP.
-use std::net::IpAddr;
+//! A TCP connection, relayed.
+//!
+//! # Theory of operation
+//!
+//! The guest's kernel and the host's kernel each run a whole TCP. Between them stands this relay, which
+//! does towards the guest the least that is still TCP, and leaves the hard half (congestion,
+//! loss, the network) to the host socket. Towards the guest there is a wire that is memory: it hardly
+//! ever loses and never congests, so there is no congestion window, no SACK and no timestamp; there
+//! are sequence numbers, windows, retransmission for the rare loss, and the four ways to end.
+//!
+//! **Guest to host** ([`host`]). A segment in sequence is *held*, in the slot the TAP read filled. One send
+//! is under way at a time; it takes up to [`SEND_SLOTS`] held slots. What the host's kernel has taken is
+//! *taken*, and acknowledged, once per turn. When the socket is full, held bytes wait; those that have
+//! waited for [`STALL`] are copied to the *backlog* (small slots) and are taken then, so that neither the guest's
+//! timer fires nor the large slots are pinned. The window is what the flow may still take: it grows with
+//! use, shrinks by the backlog, and its right edge never retreats. Bytes out of order are dropped with a
+//! duplicate ACK: the wire does not reorder.
+//!
+//! **Host to guest** ([`guest`]). A receive is asked for only as large as the guest's window has room, so
+//! what arrives can be written at once, headers in front, cut by the guest's kernel (GSO). The slot comes back
+//! from the write and is *unacked* until the guest acknowledges it; small ones, and those that wait for
+//! [`STALL`], move to small slots. Three duplicate ACKs or the timer send the oldest again. At zero window
+//! nothing is received, but the socket is watched for errors, and the guest is probed.
+//!
+//! **Serving.** `handle_*` only note what happened. [`TcpFlow::serve`], once per flow and turn, looks
+//! at the whole state and does what is due, in a fixed order: end, send, shut, receive, acknowledge.
+//!
+//! **Ends** ([`close`]): FIN is carried each way after the data before it, RST at once; see there.
 
-use smoltcp::wire::TcpPacket;
+mod close;
+mod guest;
+mod host;
+mod segment;
 
+use smoltcp::wire::TcpControl;
+
+use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
-use super::{Ctx, Errno, FlowId, Next, Received};
-use crate::arena::{Chain, Slot};
+use super::{Action, Ctx, Errno, FlowId, Next};
 use crate::frame::Mac;
+use crate::limits::{
+    TCP_HALF_IDLE, TCP_IDLE, TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
+};
+use crate::time::Time;
+use guest::ToGuest;
+use host::ToHost;
+use segment::Header;
+pub use segment::{Segment, reset_unknown};
 
-/// A checked segment.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment {
-    /// SYN.
-    pub syn: bool,
-    /// RST.
-    pub rst: bool,
-    /// Acknowledgement number.
-    pub ack: Option<u32>,
-}
-
-impl Segment {
-    /// Parses.
-    pub fn parse(_p: &TcpPacket<&[u8]>, _s: &IpAddr, _d: &IpAddr) -> Option<Self> {
-        None
-    }
-}
+#[expect(unused_imports, reason = "named in the theory above")]
+use crate::limits::{SEND_SLOTS, STALL};
 
 /// One connection.
 #[derive(Debug)]
 pub struct TcpFlow {
-    /// In the dirty list.
+    /// Whether the flow waits to be served in this turn. Kept by the stack.
     pub dirty: bool,
+    phase: Phase,
+    mac: Mac,
+    /// Payload bytes of one segment to the guest: its MSS, or what our MTU allows.
+    mss: u16,
+    /// Connect attempts that failed, for the DNS forwarder.
+    tries: u8,
+    /// An ACK is owed even if it says nothing new.
+    ack_owed: bool,
+    to_host: ToHost,
+    to_guest: ToGuest,
+    /// When the guest was last heard or data last came from the host.
+    active: Time,
+    /// Keep-alive or window probes since the guest was last heard.
+    probes: u8,
+    /// When to probe next, while probing.
+    probe_at: Option<Time>,
 }
 
-#[expect(missing_docs)]
+/// Where the connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The host socket connects; the guest has heard nothing.
+    Connecting,
+    /// Connected; our SYN-ACK is (to be) sent.
+    SynAck {
+        /// It is sent, and waits for the guest's ACK.
+        sent: bool,
+    },
+    /// Both sides are connected.
+    Open,
+    /// Over: how, [`TcpFlow::serve`] has yet to carry out.
+    Ended(End),
+}
+
+/// How a connection ends other than by two FINs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The guest gets a RST (the host reset, failed, or was refused; or the guest stopped answering).
+    ResetGuest,
+    /// The guest has reset, or shall find out itself: it gets nothing.
+    Silent,
+    /// The host cannot be reached: the guest gets an ICMP error.
+    Unreachable(Unreachable),
+}
+
 impl TcpFlow {
+    /// A flow for a guest's SYN. The caller emits [`Action::TcpConnect`].
     pub fn new(
-        _ctx: &mut Ctx<'_>,
-        _key: &FlowKey,
-        _mac: Mac,
-        _s: &Segment,
-        _secret: &[u64; 2],
+        ctx: &mut Ctx<'_>,
+        key: &FlowKey,
+        mac: Mac,
+        syn: &Segment,
+        secret: &[u64; 2],
     ) -> Self {
-        Self { dirty: false }
+        let headers: u16 = if key.guest().is_ipv4() { 40 } else { 60 };
+        let ours = ctx.net.mtu.saturating_sub(headers);
+        // RFC 9293 section 3.7.1: 536 or 1220 when the option is missing.
+        let theirs = syn.mss.unwrap_or(if headers == 40 { 536 } else { 1220 });
+        // RFC 6528: a clock of 4 us, and a keyed hash of the connection.
+        let iss = key
+            .hash(&[secret[1].rotate_left(23), secret[0]])
+            .wrapping_add((ctx.now.0 as u32).wrapping_mul(250));
+        Self {
+            dirty: false,
+            phase: Phase::Connecting,
+            mac,
+            // 28 is what the smallest MTU of IPv4 (68) leaves.
+            mss: theirs.min(ours).max(28),
+            tries: 0,
+            ack_owed: false,
+            to_host: ToHost::new(syn.seq.wrapping_add(1), syn.scale.map(|_| WINDOW_SCALE)),
+            to_guest: ToGuest::new(iss, syn.scale.unwrap_or(0), syn),
+            active: ctx.now,
+            probes: 0,
+            probe_at: None,
+        }
     }
-    pub fn handle_segment(&mut self, _ctx: &mut Ctx<'_>, _s: &Segment, _slot: Slot) {}
-    pub fn handle_written(&mut self, _ctx: &mut Ctx<'_>, _slot: Slot) {}
-    pub fn handle_connected(&mut self, _ctx: &mut Ctx<'_>, _key: &FlowKey, _r: Result<(), Errno>) {}
-    pub fn handle_sent(&mut self, _ctx: &mut Ctx<'_>, _chain: Chain, _r: Result<u32, Errno>) {}
-    pub fn handle_writable(&mut self) {}
-    pub fn handle_received(&mut self, _ctx: &mut Ctx<'_>, _r: Received) {}
-    pub fn handle_hangup(&mut self, _ctx: &mut Ctx<'_>, _e: Errno) {}
-    pub fn handle_timeout(&mut self, _ctx: &mut Ctx<'_>) {}
+
+    /// Connect attempts so far that failed; counts one more.
     pub fn dns_tries(&mut self) -> u8 {
-        0
+        self.tries = self.tries.saturating_add(1);
+        self.tries
     }
+
+    /// A connect has ended.
+    pub fn handle_connected(&mut self, ctx: &mut Ctx<'_>, result: Result<(), Errno>) {
+        if self.phase != Phase::Connecting {
+            return;
+        }
+        self.active = ctx.now;
+        self.phase = match result {
+            Ok(()) => Phase::SynAck { sent: false },
+            Err(errno) => Phase::Ended(close::after_failed_connect(errno)),
+        };
+    }
+
+    /// Does all that is due. The one place that emits actions for the flow.
+    pub fn serve(&mut self, ctx: &mut Ctx<'_>, id: FlowId, key: &FlowKey) -> Next {
+        match self.phase {
+            Phase::Connecting => return Next::Live(None),
+            Phase::Ended(end) => {
+                self.announce(ctx, key, end);
+                return Next::Close { reset: true };
+            }
+            Phase::SynAck { sent: false } => {
+                self.send_syn_ack(ctx, key);
+                self.phase = Phase::SynAck { sent: true };
+                self.to_guest.start_timer(ctx.now);
+            }
+            Phase::SynAck { sent: true } => {}
+            Phase::Open => {
+                self.to_host.serve(ctx, id);
+                self.to_guest.serve(ctx, id, key, self.mac, self.mss, &mut self.to_host);
+                if self.to_guest.wants_fin() {
+                    self.send_fin(ctx, key);
+                }
+            }
+        }
+        if self.phase == Phase::Open && (self.ack_owed || self.to_host.ack_due(ctx, self.mss)) {
+            self.send_ack(ctx, key, self.to_guest.next());
+        }
+        if self.to_host.finished() && self.to_guest.finished() {
+            return Next::Close { reset: false };
+        }
+        Next::Live(self.deadline())
+    }
+
+    /// Time has passed: retransmits, probes, moves what has waited to small slots.
+    pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
+        if matches!(self.phase, Phase::Connecting | Phase::Ended(_)) {
+            return;
+        }
+        self.to_host.handle_timeout(ctx);
+        if self.to_guest.handle_timeout(ctx, self.phase != Phase::Open) == guest::Timeout::GiveUp {
+            self.phase = Phase::Ended(End::ResetGuest);
+            return;
+        }
+        if let Phase::SynAck { sent } = &mut self.phase {
+            if self.to_guest.take_resend() {
+                *sent = false;
+            }
+            return;
+        }
+        if self.quiet_deadline().is_some_and(|at| at <= ctx.now) {
+            if self.probes >= TCP_PROBES_MAX {
+                self.phase = Phase::Ended(End::ResetGuest);
+                return;
+            }
+            // An old sequence number: any living TCP answers with its ACK and window (RFC 9293 3.8.4).
+            self.probes += 1;
+            self.to_guest.probe = true;
+            let gap = if self.to_guest.window_closed() {
+                self.to_guest.next_probe_gap()
+            } else {
+                TCP_PROBE_GAP
+            };
+            self.probe_at = Some(ctx.now + gap);
+        }
+    }
+
+    /// Whether nothing is left on its way from the guest to the host.
     pub fn drained(&self) -> bool {
-        true
+        match self.phase {
+            Phase::Connecting | Phase::Ended(_) => true,
+            Phase::SynAck { .. } => false,
+            Phase::Open => self.to_host.finished(),
+        }
     }
-    pub fn serve(&mut self, _ctx: &mut Ctx<'_>, _id: FlowId, _key: &FlowKey) -> Next {
-        Next::Live(None)
+
+    fn deadline(&self) -> Option<Time> {
+        [self.to_host.deadline(), self.to_guest.deadline(), self.quiet_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When to ask a guest that says nothing whether it is still there, or whether its window is open.
+    fn quiet_deadline(&self) -> Option<Time> {
+        if self.phase != Phase::Open || self.to_guest.outstanding() {
+            return None;
+        }
+        if let Some(at) = self.probe_at {
+            return Some(at);
+        }
+        if self.to_guest.window_closed() {
+            return Some(self.active + self.to_guest.probe_gap());
+        }
+        let half = self.to_host.finished() || self.to_guest.fin_sent();
+        Some(self.active + if half { TCP_HALF_IDLE } else { TCP_IDLE })
+    }
+
+    /// The guest lives.
+    fn heard(&mut self, now: Time) {
+        self.active = now;
+        self.probes = 0;
+        self.probe_at = None;
+    }
+
+    fn announce(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, end: End) {
+        match end {
+            End::Silent => {}
+            End::ResetGuest => {
+                let header = Header {
+                    control: TcpControl::Rst,
+                    seq: self.to_guest.next(),
+                    ack: Some(self.to_host.ack_number_received()),
+                    window: 0,
+                    mss: None,
+                    scale: None,
+                };
+                self.send(ctx, key, &header);
+            }
+            End::Unreachable(why) => {
+                let (guest, to) = (key.guest(), key.host());
+                let mut l4 = [0; 8];
+                l4[..2].copy_from_slice(&guest.port().to_be_bytes());
+                l4[2..4].copy_from_slice(&to.port().to_be_bytes());
+                l4[4..].copy_from_slice(&self.to_host.first_seq().to_be_bytes());
+                icmp::about(ctx, self.mac, guest, to, 6, &l4, None, why);
+            }
+        }
+    }
+
+    fn send_syn_ack(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey) {
+        let headers: u16 = if key.guest().is_ipv4() { 40 } else { 60 };
+        let header = Header {
+            control: TcpControl::Syn,
+            seq: self.to_guest.next().wrapping_sub(1),
+            ack: Some(self.to_host.ack_number()),
+            // The window of a SYN is never scaled (RFC 7323 section 2.2).
+            window: WINDOW_INITIAL as u16,
+            mss: Some(ctx.net.mtu.saturating_sub(headers)),
+            scale: self.to_host.scale(),
+        };
+        self.send(ctx, key, &header);
+    }
+
+    fn send_fin(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey) {
+        let seq = self.to_guest.take_fin(ctx.now);
+        let header = Header {
+            control: TcpControl::Fin,
+            seq,
+            ack: Some(self.to_host.ack_number()),
+            window: self.to_host.advertise(ctx),
+            mss: None,
+            scale: None,
+        };
+        self.ack_owed = false;
+        self.send(ctx, key, &header);
+    }
+
+    fn send_ack(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, seq: u32) {
+        self.ack_owed = false;
+        let seq = if std::mem::take(&mut self.to_guest.probe) { seq.wrapping_sub(1) } else { seq };
+        let header = Header {
+            control: TcpControl::None,
+            seq,
+            ack: Some(self.to_host.ack_number()),
+            window: self.to_host.advertise(ctx),
+            mss: None,
+            scale: None,
+        };
+        self.send(ctx, key, &header);
+    }
+
+    fn send(&self, ctx: &mut Ctx<'_>, key: &FlowKey, header: &Header) {
+        let Some(mut slot) = ctx.control_slot() else { return };
+        if segment::emit(&mut slot, ctx.net.gateway_mac, self.mac, key, header, u16::MAX) {
+            ctx.write(slot);
+        }
     }
 }
 
-/// Answers a segment for no flow by a RST.
-pub fn reset_unknown(
-    _ctx: &mut Ctx<'_>,
-    _mac: Mac,
-    _key: &FlowKey,
-    _segment: &Segment,
-    _len: usize,
-) {
+/// Asks the worker for something on a flow's behalf.
+fn ask(ctx: &mut Ctx<'_>, action: Action) {
+    ctx.actions.push(action);
 }

@@ -1,0 +1,553 @@
+//! The guest-facing endpoint: its segments in, and the host-to-guest direction.
+
+use smoltcp::wire::TcpControl;
+
+use super::super::key::FlowKey;
+use super::super::{Action, Ctx, Errno, FlowId, Received};
+use super::host::ToHost;
+use super::segment::{self, Header, Segment, before};
+use super::{End, Phase, TcpFlow, ask};
+use crate::arena::{Chain, Slot};
+use crate::frame::Mac;
+use crate::limits::{
+    BLOCK_BYTES, BLOCKS_MAX, ETH_LEN, HEADROOM, IP_LEN_MAX, PROBE_MAX, RETRIES_MAX, RTO_MAX,
+    RTO_MIN, SLOTS_MAX, STALL, UNACKED_MAX, VNET_LEN,
+};
+use crate::stats::Drop;
+use crate::time::{Millis, Time};
+
+/// Payload a small slot holds behind room for headers.
+const BLOCK_PAYLOAD: usize = BLOCK_BYTES - HEADROOM;
+/// Unacknowledged bytes a new flow may have; grows as the guest acknowledges.
+const QUOTA_INITIAL: u32 = 256 << 10;
+/// Receive again this long after the large slots ran out.
+const HUNGRY: Millis = Millis(8);
+/// First interval of zero-window probes.
+const PROBE_MIN: Millis = Millis(1000);
+
+/// State of the direction. Sequence numbers are ours.
+#[derive(Debug)]
+pub(super) struct ToGuest {
+    /// Oldest sequence number the guest has not acknowledged.
+    una: u32,
+    /// Next one to send; SYN and FIN counted.
+    next: u32,
+    /// Right edge of the guest's window.
+    edge: u32,
+    /// The largest window it ever offered.
+    window_max: u32,
+    /// Sequence and ACK number of the segment `edge` comes from (RFC 9293 section 3.10.7.4).
+    wl: (u32, u32),
+    scale: u8,
+    /// Bytes that may be unacknowledged.
+    quota: u32,
+    /// Received, to be written when the flow is served.
+    arrived: Option<Slot>,
+    /// Written, not acknowledged, in order; range: payload.
+    unacked: Chain,
+    receiving: bool,
+    /// The socket is watched for errors.
+    watching: bool,
+    /// No slot was free: receive again then.
+    hungry_until: Option<Time>,
+    fin: Fin,
+    rto_at: Option<Time>,
+    retries: u8,
+    dups: u8,
+    /// Loss recovery goes on until this is acknowledged.
+    recover: Option<u32>,
+    /// The oldest unacknowledged segment is to be sent again.
+    resend: bool,
+    /// A probe (an ACK with an old sequence number) is to be sent.
+    pub(super) probe: bool,
+    probe_shift: u8,
+    /// Bytes before `mark.0` are unacknowledged since `mark.1`.
+    mark: Option<(u32, Time)>,
+}
+
+/// Our FIN to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fin {
+    /// The host has not closed.
+    No,
+    /// The host has closed; FIN is to be sent after the data.
+    Due,
+    /// Sent.
+    Sent,
+    /// To be sent again.
+    Again,
+    /// Acknowledged.
+    Acked,
+}
+
+/// What a timeout asks of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Timeout {
+    /// To go on.
+    GoOn,
+    /// To end: the guest does not answer.
+    GiveUp,
+}
+
+impl ToGuest {
+    pub(super) fn new(iss: u32, scale: u8, syn: &Segment) -> Self {
+        let next = iss.wrapping_add(1);
+        Self {
+            una: iss,
+            next,
+            // The window of a SYN is never scaled.
+            edge: next.wrapping_add(u32::from(syn.window)),
+            window_max: u32::from(syn.window),
+            wl: (syn.seq, next),
+            scale: scale.min(14),
+            quota: QUOTA_INITIAL,
+            arrived: None,
+            unacked: Chain::new(),
+            receiving: false,
+            watching: false,
+            hungry_until: None,
+            fin: Fin::No,
+            rto_at: None,
+            retries: 0,
+            dups: 0,
+            recover: None,
+            resend: false,
+            probe: false,
+            probe_shift: 0,
+            mark: None,
+        }
+    }
+
+    pub(super) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// Whether anything sent is not acknowledged.
+    pub(super) fn outstanding(&self) -> bool {
+        self.una != self.next
+    }
+
+    /// Whether our FIN is acknowledged.
+    pub(super) fn finished(&self) -> bool {
+        self.fin == Fin::Acked
+    }
+
+    pub(super) fn fin_sent(&self) -> bool {
+        matches!(self.fin, Fin::Sent | Fin::Again | Fin::Acked)
+    }
+
+    pub(super) fn wants_fin(&self) -> bool {
+        matches!(self.fin, Fin::Due | Fin::Again) && self.arrived.is_none()
+    }
+
+    /// Notes the FIN as sent; its sequence number.
+    pub(super) fn take_fin(&mut self, now: Time) -> u32 {
+        if self.fin == Fin::Due {
+            self.next = self.next.wrapping_add(1);
+        }
+        self.fin = Fin::Sent;
+        if self.rto_at.is_none() {
+            self.start_timer(now);
+        }
+        self.next.wrapping_sub(1)
+    }
+
+    /// (Re)starts the retransmission timer.
+    pub(super) fn start_timer(&mut self, now: Time) {
+        let timeout = Millis((RTO_MIN.0 << self.retries.min(16)).min(RTO_MAX.0));
+        self.rto_at = Some(now + timeout);
+    }
+
+    pub(super) fn take_resend(&mut self) -> bool {
+        std::mem::take(&mut self.resend)
+    }
+
+    /// Whether the guest's window has no room, and the host may still have something to say.
+    pub(super) fn window_closed(&self) -> bool {
+        self.fin == Fin::No && !before(self.next, self.edge)
+    }
+
+    pub(super) fn probe_gap(&self) -> Millis {
+        Millis((PROBE_MIN.0 << self.probe_shift).min(PROBE_MAX.0))
+    }
+
+    pub(super) fn next_probe_gap(&mut self) -> Millis {
+        self.probe_shift = (self.probe_shift + 1).min(6);
+        self.probe_gap()
+    }
+
+    /// Writes what has arrived, resends what is due, asks for more.
+    pub(super) fn serve(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        id: FlowId,
+        key: &FlowKey,
+        mac: Mac,
+        mss: u16,
+        to_host: &mut ToHost,
+    ) {
+        if self.take_resend() {
+            if self.unacked.front().is_some_and(|slot| slot.seq == self.una) {
+                if let Some(slot) = self.unacked.pop_front() {
+                    ctx.stats.retransmits += 1;
+                    write(ctx, id, key, mac, mss, to_host, slot);
+                }
+            } else if self.fin == Fin::Sent && self.una == self.next.wrapping_sub(1) {
+                self.fin = Fin::Again;
+            }
+        }
+        if let Some(mut slot) = self.arrived.take() {
+            slot.seq = self.next;
+            if !self.outstanding() {
+                self.start_timer(ctx.now);
+            }
+            self.next = self.next.wrapping_add(slot.len() as u32);
+            if self.mark.is_none() {
+                self.mark = Some((self.next, ctx.now));
+            }
+            write(ctx, id, key, mac, mss, to_host, slot);
+        }
+        if self.receiving || self.fin != Fin::No {
+            return;
+        }
+        if self.hungry_until.is_some_and(|at| at > ctx.now) {
+            return;
+        }
+        self.hungry_until = None;
+        let max = self.room(ctx, u32::from(mss), key.guest().is_ipv4());
+        if max > 0 {
+            self.receiving = true;
+            ask(ctx, Action::TcpRecv { flow: id, max });
+        } else if !self.watching {
+            self.watching = true;
+            ask(ctx, Action::TcpPollError { flow: id });
+        }
+    }
+
+    /// How much to receive now; 0: wait.
+    fn room(&self, ctx: &Ctx<'_>, mss: u32, v4: bool) -> u32 {
+        let window = (self.edge.wrapping_sub(self.next) as i32).max(0) as u32;
+        let flight = self.next.wrapping_sub(self.una);
+        if flight > 0 {
+            // Flows share the pools: who already has much waits while they are short.
+            let large = ctx.pools.large.available() < SLOTS_MAX / 4 && self.unacked.slots() > 1;
+            if large || ctx.pools.small.available() < BLOCKS_MAX / 8 {
+                return 0;
+            }
+        }
+        let room = window.min(self.quota.saturating_sub(flight));
+        // The largest payload of one frame: the IPv6 payload length counts no IP header.
+        let frame = IP_LEN_MAX as u32 - if v4 { 40 } else { 20 };
+        if room >= mss {
+            // Whole segments, so that no frame ends in a small one. MSS first, then the frame's
+            // bound: at the largest MTU the MSS nearly is the bound.
+            return (room.min(frame) / mss).max(1) * mss.min(frame);
+        }
+        // Silly window avoidance (RFC 9293 section 3.8.6.2.1).
+        if flight == 0 || room >= (self.window_max / 2).max(1) { room.min(frame) } else { 0 }
+    }
+
+    /// A frame has been written: its bytes wait for the guest's ACK.
+    fn written(&mut self, ctx: &mut Ctx<'_>, mut slot: Slot, headers: usize) {
+        slot.trim_front(headers);
+        let end = slot.seq.wrapping_add(slot.len() as u32);
+        if !before(self.una, end) {
+            return;
+        }
+        if before(slot.seq, self.una) {
+            slot.trim_front(self.una.wrapping_sub(slot.seq) as usize);
+            slot.seq = self.una;
+        }
+        if slot.capacity() > BLOCK_BYTES
+            && slot.len() <= BLOCK_PAYLOAD
+            && let Some(block) = copy(ctx, slot.bytes(), slot.seq)
+        {
+            slot = block;
+        }
+        if self.unacked.front().is_some_and(|front| before(slot.seq, front.seq)) {
+            self.unacked.push_front(slot);
+        } else {
+            self.unacked.push_back(slot);
+        }
+    }
+
+    /// Takes an ACK and a window. False: it acknowledges what was never sent.
+    fn acknowledge(&mut self, ctx: &Ctx<'_>, segment: &Segment, ack: u32, len: usize) -> bool {
+        if before(self.next, ack) {
+            return false;
+        }
+        if before(ack, self.una) {
+            return true;
+        }
+        let window = u32::from(segment.window) << self.scale;
+        let edge = ack.wrapping_add(window);
+        if before(self.una, ack) {
+            let n = ack.wrapping_sub(self.una);
+            self.una = ack;
+            self.quota = self.quota.saturating_add(n).min(UNACKED_MAX);
+            self.retries = 0;
+            self.dups = 0;
+            while let Some(front) = self.unacked.front() {
+                let end = front.seq.wrapping_add(front.len() as u32);
+                if before(ack, end) {
+                    if before(front.seq, ack)
+                        && let Some(mut slot) = self.unacked.pop_front()
+                    {
+                        slot.trim_front(ack.wrapping_sub(slot.seq) as usize);
+                        slot.seq = ack;
+                        self.unacked.push_front(slot);
+                    }
+                    break;
+                }
+                drop(self.unacked.pop_front());
+            }
+            if ack == self.next {
+                self.rto_at = None;
+                self.mark = None;
+                self.recover = None;
+                self.resend = false;
+                if matches!(self.fin, Fin::Sent | Fin::Again) {
+                    self.fin = Fin::Acked;
+                }
+            } else {
+                self.start_timer(ctx.now);
+                if self.mark.is_some_and(|(seq, _)| !before(ack, seq)) {
+                    self.mark = Some((self.next, ctx.now));
+                }
+                if let Some(recover) = self.recover {
+                    // A partial ACK: the next segment is lost too (RFC 6582 section 3.2).
+                    if before(ack, recover) {
+                        self.resend = true;
+                    } else {
+                        self.recover = None;
+                    }
+                }
+            }
+        } else if len == 0 && !segment.fin && self.outstanding() && edge == self.edge {
+            // RFC 5681 section 2: a duplicate ACK.
+            self.dups = self.dups.saturating_add(1);
+            if self.dups == 3 && self.recover.is_none() {
+                self.recover = Some(self.next);
+                self.resend = true;
+            }
+        }
+        let (seq, last) = self.wl;
+        if before(seq, segment.seq) || (seq == segment.seq && !before(ack, last)) {
+            self.wl = (segment.seq, ack);
+            self.edge = edge;
+            self.window_max = self.window_max.max(window);
+            if before(self.next, edge) {
+                self.probe_shift = 0;
+            }
+        }
+        true
+    }
+
+    pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>, handshake: bool) -> Timeout {
+        let now = ctx.now;
+        if self.stalled_at().is_some_and(|at| at <= now) {
+            self.compact(ctx);
+        }
+        if !self.rto_at.is_some_and(|at| at <= now) || !self.outstanding() {
+            return Timeout::GoOn;
+        }
+        let short = ctx.pools.small.available() < BLOCKS_MAX / 8;
+        if self.retries >= RETRIES_MAX || (short && self.retries >= 2) {
+            return Timeout::GiveUp;
+        }
+        // A handshake that nobody finishes is given up sooner (tcp(7), tcp_synack_retries).
+        if handshake && self.retries >= 6 {
+            return Timeout::GiveUp;
+        }
+        self.retries += 1;
+        self.start_timer(now);
+        self.resend = true;
+        self.recover = Some(self.next);
+        Timeout::GoOn
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let rto = if self.outstanding() { self.rto_at } else { None };
+        [rto, self.stalled_at(), self.hungry_until].into_iter().flatten().min()
+    }
+
+    fn stalled_at(&self) -> Option<Time> {
+        let (_, since) = self.mark?;
+        Some(since + STALL)
+    }
+
+    /// Moves unacknowledged bytes from large slots to small ones.
+    fn compact(&mut self, ctx: &mut Ctx<'_>) {
+        self.mark = None;
+        let mut old = std::mem::take(&mut self.unacked);
+        let mut short = false;
+        while let Some(slot) = old.pop_front() {
+            if short || slot.capacity() <= BLOCK_BYTES {
+                self.unacked.push_back(slot);
+                continue;
+            }
+            let blocks = slot.len().div_ceil(BLOCK_PAYLOAD) as u32;
+            short = ctx.pools.small.available() <= blocks + crate::limits::BLOCKS_RESERVED;
+            if short {
+                self.unacked.push_back(slot);
+                continue;
+            }
+            let mut seq = slot.seq;
+            for part in slot.bytes().chunks(BLOCK_PAYLOAD) {
+                if let Some(block) = copy(ctx, part, seq) {
+                    self.unacked.push_back(block);
+                }
+                seq = seq.wrapping_add(part.len() as u32);
+            }
+        }
+    }
+}
+
+/// Payload in a small slot of its own, behind headroom.
+fn copy(ctx: &mut Ctx<'_>, payload: &[u8], seq: u32) -> Option<Slot> {
+    let mut block = ctx.block()?;
+    block.set_range(HEADROOM, payload.len());
+    block.bytes_mut().copy_from_slice(payload);
+    block.seq = seq;
+    ctx.stats.copied_bytes += payload.len() as u64;
+    Some(block)
+}
+
+/// Writes a data segment, which carries the newest ACK and window; the slot comes back.
+fn write(
+    ctx: &mut Ctx<'_>,
+    id: FlowId,
+    key: &FlowKey,
+    mac: Mac,
+    mss: u16,
+    to_host: &mut ToHost,
+    mut slot: Slot,
+) {
+    let header = Header {
+        control: TcpControl::Psh,
+        seq: slot.seq,
+        ack: Some(to_host.ack_number()),
+        window: to_host.advertise(ctx),
+        mss: None,
+        scale: None,
+    };
+    if segment::emit(&mut slot, ctx.net.gateway_mac, mac, key, &header, mss) {
+        ask(ctx, Action::TapWrite { slot, keep: Some(id) });
+    }
+}
+
+impl TcpFlow {
+    /// A segment of the guest; the slot's range is its payload.
+    pub fn handle_segment(&mut self, ctx: &mut Ctx<'_>, segment: &Segment, slot: Slot) {
+        let expected = self.to_host.ack_number_received();
+        match self.phase {
+            Phase::Ended(_) => return,
+            Phase::Connecting => {
+                // A RST for our (not yet sent) SYN-ACK, or a SYN of another try: over.
+                let other = segment.syn && segment.seq.wrapping_add(1) != expected;
+                if other || (segment.rst && segment.seq == expected) {
+                    self.phase = Phase::Ended(End::Silent);
+                }
+                return;
+            }
+            Phase::SynAck { .. } | Phase::Open => {}
+        }
+        if segment.rst {
+            // RFC 5961 section 3.2: exact, or challenged.
+            if segment.seq == expected {
+                self.phase = Phase::Ended(End::Silent);
+            } else if before(expected, segment.seq) && before(segment.seq, self.to_host.edge()) {
+                self.ack_owed = true;
+            }
+            return;
+        }
+        if segment.syn {
+            match self.phase {
+                Phase::SynAck { .. } if segment.seq.wrapping_add(1) == expected => {
+                    self.phase = Phase::SynAck { sent: false };
+                }
+                Phase::SynAck { .. } => self.phase = Phase::Ended(End::Silent),
+                Phase::Open | Phase::Connecting | Phase::Ended(_) => self.ack_owed = true,
+            }
+            return;
+        }
+        let Some(ack) = segment.ack else { return ctx.stats.drop(Drop::Malformed) };
+        if before(self.to_host.edge(), segment.seq) {
+            self.ack_owed = true;
+            return ctx.stats.drop(Drop::OutOfWindow);
+        }
+        if let Phase::SynAck { sent } = self.phase {
+            if !sent || ack != self.to_guest.next {
+                return ctx.stats.drop(Drop::OutOfWindow);
+            }
+            self.phase = Phase::Open;
+        }
+        self.heard(ctx.now);
+        if !self.to_guest.acknowledge(ctx, segment, ack, slot.len()) {
+            self.ack_owed = true;
+            return ctx.stats.drop(Drop::OutOfWindow);
+        }
+        self.take_data(ctx, segment, slot, expected);
+    }
+
+    /// Cuts off what is old and what lies beyond the window, and accepts the rest.
+    fn take_data(&mut self, ctx: &mut Ctx<'_>, segment: &Segment, mut slot: Slot, expected: u32) {
+        let mut fin = segment.fin;
+        if slot.is_empty() && !fin {
+            // A keep-alive or window probe has an old number and wants an answer.
+            self.ack_owed |= segment.seq != expected;
+            return;
+        }
+        if before(expected, segment.seq) {
+            // A gap: the duplicate ACK asks for what is missing.
+            self.ack_owed = true;
+            return ctx.stats.drop(Drop::OutOfWindow);
+        }
+        let old = expected.wrapping_sub(segment.seq) as usize;
+        if old >= slot.len() + usize::from(fin) || self.to_host.fin_seen() {
+            self.ack_owed = true;
+            return;
+        }
+        slot.trim_front(old);
+        let room = (self.to_host.edge().wrapping_sub(expected) as i32).max(0) as usize;
+        if slot.len() > room {
+            slot.truncate(room);
+            fin = false;
+            self.ack_owed = true;
+            ctx.stats.drop(Drop::OutOfWindow);
+        }
+        self.to_host.accept(ctx, slot, fin);
+    }
+
+    /// A data segment has been written.
+    pub fn handle_written(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, slot: Slot) {
+        let ip = if key.guest().is_ipv4() { 20 } else { 40 };
+        self.to_guest.written(ctx, slot, VNET_LEN + ETH_LEN + ip + 20);
+    }
+
+    /// A receive has ended.
+    pub fn handle_received(&mut self, ctx: &mut Ctx<'_>, result: Received) {
+        self.to_guest.receiving = false;
+        match result {
+            Received::Data { slot, .. } => {
+                ctx.stats.tcp_to_guest += slot.len() as u64;
+                self.active = ctx.now;
+                self.to_guest.arrived = Some(slot);
+            }
+            Received::Eof => self.to_guest.fin = Fin::Due,
+            Received::NoBuffer => {
+                if ctx.pools.large.available() == 0 {
+                    self.to_guest.hungry_until = Some(ctx.now + HUNGRY);
+                }
+            }
+            Received::Failed(_) => self.phase = Phase::Ended(End::ResetGuest),
+        }
+    }
+
+    /// The watched socket has failed (or both its directions are over, which changes nothing).
+    pub fn handle_hangup(&mut self, errno: Errno) {
+        if errno.0 != 0 {
+            self.phase = Phase::Ended(End::ResetGuest);
+        }
+    }
+}

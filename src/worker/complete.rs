@@ -1,0 +1,136 @@
+//! From completions to frames and events.
+
+use std::io;
+
+use io_uring::cqueue;
+
+use super::Worker;
+use super::token::{Op, Token};
+use crate::flow::{Errno, Event, FlowId, Received};
+use crate::limits::VNET_LEN;
+use crate::stats::Drop;
+
+impl Worker {
+    /// Takes one completion. `Err`: the worker cannot go on.
+    pub(super) fn complete(&mut self, entry: &cqueue::Entry) -> io::Result<()> {
+        let (result, flags) = (entry.result(), entry.flags());
+        match Token::unpack(entry.user_data()) {
+            Some(Token::TapRead) => self.tap_read(result, flags),
+            Some(Token::TapWrite(index)) => self.tap_written(index, result),
+            Some(Token::Wake) => {
+                self.handle_requests();
+                self.arm_bell()
+            }
+            Some(Token::Sock(op, flow)) => {
+                self.sock_op(op, flow, result, flags);
+                Ok(())
+            }
+            Some(Token::DgramSend(_) | Token::Cancel) | None => Ok(()),
+        }
+    }
+
+    fn tap_read(&mut self, result: i32, flags: u32) -> io::Result<()> {
+        if !cqueue::more(flags) {
+            self.tap_idle = true;
+        }
+        if result < 0 {
+            return match -result {
+                libc::ENOBUFS | libc::EAGAIN | libc::EINTR | libc::ECANCELED | libc::EIO => Ok(()),
+                libc::EBADFD | libc::EFAULT | libc::ENODEV => Err(tap_gone()),
+                e => Err(io::Error::from_raw_os_error(e)),
+            };
+        }
+        let Some(bid) = cqueue::buffer_select(flags) else { return Ok(()) };
+        let Some(mut slot) = self.from_tap.take(bid, result as usize) else { return Ok(()) };
+        if !self.tap.vnet {
+            slot.prepend(VNET_LEN);
+            slot.bytes_mut()[..VNET_LEN].fill(0);
+        }
+        self.stack.handle_frame(slot, self.now);
+        Ok(())
+    }
+
+    fn tap_written(&mut self, index: u32, result: i32) -> io::Result<()> {
+        let Some((slot, keep)) = self.writes.take(index) else { return Ok(()) };
+        if result < 0 {
+            self.stack.stats_mut().drop(Drop::TapRefused);
+            if matches!(-result, libc::EBADFD | libc::ENODEV) {
+                return Err(tap_gone());
+            }
+        }
+        // Refused or not: TCP keeps what is not acknowledged, and its timer sends it again.
+        if let Some(flow) = keep {
+            self.stack.handle_event(Event::TapWritten { flow, slot }, self.now);
+        }
+        Ok(())
+    }
+
+    fn sock_op(&mut self, op: Op, flow: FlowId, result: i32, flags: u32) {
+        // A receive's slot is taken in any case, or the ring would lose it.
+        let slot = cqueue::buffer_select(flags).and_then(|bid| match op {
+            Op::Recv => self.from_host.take(bid, result.max(0) as usize),
+            Op::Data | Op::ErrQueue => self.dgrams.take(bid, result.max(0) as usize),
+            Op::Connect | Op::Send | Op::PollOut | Op::PollError => None,
+        });
+        let Some(Some(sock)) = self.socks.get_mut(flow.index as usize) else { return };
+        if sock.generation != flow.generation {
+            return;
+        }
+        if !cqueue::more(flags) {
+            sock.end(op);
+        }
+        let chain = std::mem::take(&mut sock.sending);
+        if op != Op::Send {
+            sock.sending = chain;
+            if sock.closing {
+                if sock.quiet() {
+                    self.finish_close(flow);
+                }
+                return;
+            }
+            let errno = Errno(-result);
+            let event = match op {
+                Op::Connect => {
+                    let result = if result < 0 { Err(errno) } else { Ok(()) };
+                    Event::TcpConnected { flow, result }
+                }
+                Op::PollOut => Event::TcpWritable { flow },
+                Op::PollError => Event::TcpHangup { flow, errno: Errno(sock.error()) },
+                Op::Recv => {
+                    let result = match (result, slot) {
+                        (1.., Some(slot)) => {
+                            Received::Data { slot, more: cqueue::sock_nonempty(flags) }
+                        }
+                        (0, _) => Received::Eof,
+                        _ => match -result {
+                            libc::ENOBUFS | libc::EAGAIN | libc::EINTR => Received::NoBuffer,
+                            _ => Received::Failed(errno),
+                        },
+                    };
+                    Event::TcpReceived { flow, result }
+                }
+                Op::Send | Op::Data | Op::ErrQueue => return,
+            };
+            return self.stack.handle_event(event, self.now);
+        }
+        if sock.closing {
+            drop(chain);
+            if sock.quiet() {
+                self.finish_close(flow);
+            }
+            return;
+        }
+        let result = match result {
+            0.. => Ok(result as u32),
+            _ => match -result {
+                libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM => Ok(0),
+                e => Err(Errno(e)),
+            },
+        };
+        self.stack.handle_event(Event::TcpSent { flow, chain, result }, self.now);
+    }
+}
+
+fn tap_gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the TAP interface was deleted")
+}

@@ -1,0 +1,253 @@
+//! The ring: set-up, one `io_uring_enter` per turn, and the provided-buffer rings.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, squeue};
+
+use crate::arena::{Arena, Slot};
+use crate::limits::{CQ_ENTRIES, SQ_ENTRIES};
+
+/// The oldest kernel with all we use: `IORING_OP_READ_MULTISHOT` came with 6.7.
+pub const OLDEST_KERNEL: &str = "6.7";
+
+/// A ring owned by one thread.
+pub(super) struct Ring {
+    ring: IoUring,
+    no_iowait: EnterFlags,
+}
+
+impl Ring {
+    /// Sets the ring up. The calling thread becomes its only submitter.
+    ///
+    /// # Errors
+    /// One line that names the cause and the remedy.
+    pub(super) fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(CQ_ENTRIES)
+            .build(SQ_ENTRIES)
+            .map_err(explain)?;
+        let mut probe = io_uring::Probe::new();
+        ring.submitter().register_probe(&mut probe).map_err(explain)?;
+        if !probe.is_supported(io_uring::opcode::ReadMulti::CODE) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!(
+                    "io_uring lacks multishot read: the kernel is too old, ringtap needs {OLDEST_KERNEL} or newer"
+                ),
+            ));
+        }
+        // Without it, waiting with requests in flight counts as I/O wait: a whole core, to tools.
+        let no_iowait = if ring.params().is_feature_no_iowait() {
+            EnterFlags::NO_IOWAIT
+        } else {
+            EnterFlags::empty()
+        };
+        Ok(Self { ring, no_iowait })
+    }
+
+    /// Adds an entry; submits first when the queue is full.
+    ///
+    /// # Safety
+    /// Whatever memory the entry names (buffers, `msghdr`, addresses) must be valid until the kernel is
+    /// done with it: until submission for headers and addresses, until completion for buffers.
+    pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: passed on to the caller.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has taken all entries, so that what they point to may be reused.
+    pub(super) fn is_submitted(&mut self) -> bool {
+        self.ring.submission().is_empty()
+    }
+
+    /// Submits all entries without waiting.
+    pub(super) fn submit(&mut self) -> io::Result<()> {
+        match self.ring.submit() {
+            Ok(_) => Ok(()),
+            // The completion queue is full, or a signal: the next turn goes on.
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) =>
+            {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Submits all entries and waits for a completion, for at most `timeout`.
+    pub(super) fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let timespec;
+        let mut args = SubmitArgs::new();
+        if let Some(timeout) = timeout {
+            timespec = Timespec::from(timeout);
+            args = args.timespec(&timespec);
+        }
+        match self.ring.submitter().submit_with_args_and_flags(1, &args, self.no_iowait) {
+            Ok(_) => Ok(()),
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The next completion.
+    pub(super) fn completion(&mut self) -> Option<cqueue::Entry> {
+        self.ring.completion().next()
+    }
+
+    /// Cancels everything and waits for it, so that no buffer is written after this.
+    pub(super) fn cancel_all(&mut self) {
+        let _ =
+            self.ring.submitter().register_sync_cancel(None, io_uring::types::CancelBuilder::any());
+    }
+}
+
+/// Says what refused the ring, and what helps.
+fn explain(e: io::Error) -> io::Error {
+    let remedy = match e.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "io_uring is not permitted here: sysctl kernel.io_uring_disabled must be 0, and a container's seccomp profile must allow io_uring"
+        }
+        Some(libc::ENOSYS) => "this kernel has no io_uring (or a seccomp profile hides it)",
+        Some(libc::EINVAL) => "the kernel is too old for ringtap, which needs 6.7 or newer",
+        Some(libc::ENOMEM) => "the limit of locked memory (ulimit -l) is too low",
+        Some(libc::EMFILE | libc::ENFILE) => "the limit of open files (ulimit -n) is too low",
+        _ => "unexpected",
+    };
+    io::Error::new(e.kind(), format!("io_uring: {e}: {remedy}"))
+}
+
+/// A ring of provided buffers: slots that the kernel fills as data comes, first in first out.
+pub(super) struct BufRing {
+    entries: NonNull<BufRingEntry>,
+    count: u16,
+    group: u16,
+    tail: u16,
+    /// First byte of each slot that the kernel may write.
+    offset: usize,
+    arena: Arena,
+    /// The slot behind each buffer number; `None`: with the core, to be replaced.
+    slots: Vec<Option<Slot>>,
+    /// Buffer numbers without a slot.
+    empty: Vec<u16>,
+}
+
+impl BufRing {
+    /// Registers `count` (a power of two) buffers as `group` with a ring, filled from `arena`. The kernel
+    /// writes from `offset` of each slot on.
+    ///
+    /// # Errors
+    /// What `mmap(2)` or `io_uring_register(2)` says.
+    pub(super) fn new(
+        ring: &Ring,
+        group: u16,
+        count: u16,
+        arena: &Arena,
+        offset: usize,
+    ) -> io::Result<Self> {
+        let bytes = usize::from(count) * size_of::<BufRingEntry>();
+        // SAFETY: an anonymous private mapping touches no existing memory.
+        let addr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let Some(entries) = NonNull::new(addr.cast::<BufRingEntry>()) else {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        };
+        let this = Self {
+            entries,
+            count,
+            group,
+            tail: 0,
+            offset,
+            arena: arena.clone(),
+            slots: (0..count).map(|_| None).collect(),
+            empty: (0..count).rev().collect(),
+        };
+        // SAFETY: `addr` is a page-aligned mapping of `count` entries; it is unmapped in `drop`, and
+        // the worker's field order drops the ring first.
+        unsafe { ring.ring.submitter().register_buf_ring_with_flags(addr as u64, count, group, 0) }
+            .map_err(explain)?;
+        Ok(this)
+    }
+
+    /// The group's number.
+    pub(super) fn group(&self) -> u16 {
+        self.group
+    }
+
+    /// Gives the kernel a slot for each that was taken, as far as the arena has some. False: none is
+    /// with the kernel.
+    pub(super) fn refill(&mut self) -> bool {
+        let before = self.tail;
+        while let Some(&bid) = self.empty.last() {
+            let Some(slot) = self.arena.take() else { break };
+            self.empty.pop();
+            let at = usize::from(self.tail & (self.count - 1));
+            // SAFETY: `at < count`, so the entry lies in the mapping; the kernel reads only entries
+            // before the tail, which is moved below; `resv` of entry 0 is the tail and not touched by
+            // these setters.
+            let entry = unsafe { &mut *self.entries.as_ptr().add(at) };
+            entry.set_addr(slot.ptr() as u64 + self.offset as u64);
+            entry.set_len((slot.capacity() - self.offset) as u32);
+            entry.set_bid(bid);
+            self.slots[usize::from(bid)] = Some(slot);
+            self.tail = self.tail.wrapping_add(1);
+        }
+        if self.tail != before {
+            // SAFETY: `entries` is the ring's base and page aligned; the tail is 16 bits shared with
+            // the kernel, which reads it with acquire semantics: entries first, then the tail (release).
+            unsafe {
+                let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
+                AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
+            }
+        }
+        self.empty.len() < usize::from(self.count)
+    }
+
+    /// The slot the kernel has used for a completion, its range what was written: `len` bytes.
+    pub(super) fn take(&mut self, bid: u16, len: usize) -> Option<Slot> {
+        let mut slot = self.slots.get_mut(usize::from(bid))?.take()?;
+        self.empty.push(bid);
+        slot.set_range(self.offset, len.min(slot.capacity() - self.offset));
+        Some(slot)
+    }
+}
+
+impl Drop for BufRing {
+    fn drop(&mut self) {
+        let bytes = usize::from(self.count) * size_of::<BufRingEntry>();
+        // SAFETY: the mapping of `new`, not used after this; the ring, its other user, is dropped
+        // before (field order of `Worker`).
+        unsafe {
+            libc::munmap(self.entries.as_ptr().cast(), bytes);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The host sockets of flows: made, configured, closed by plain system calls, which are cheaper than
+//! the ring for this.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::token::Op;
+use crate::arena::Chain;
+use crate::config::NetConfig;
+
+/// A flow's socket, and what is in flight on it.
+#[derive(Debug)]
+pub(super) struct Sock {
+    pub(super) fd: OwnedFd,
+    pub(super) generation: u32,
+    /// [`Op`]s in flight, as bits.
+    ops: u8,
+    /// Datagram sends in flight.
+    pub(super) sends: u16,
+    /// To be closed when nothing is in flight any more.
+    pub(super) closing: bool,
+    /// Ops that were asked for but ended for want of a buffer, to be submitted again.
+    pub(super) rearm: u8,
+    /// What a TCP send in flight carries.
+    pub(super) sending: Chain,
+    /// Don't-fragment mode the socket is in, to set it only when it changes.
+    pub(super) df: Option<bool>,
+}
+
+impl Sock {
+    pub(super) fn new(fd: OwnedFd, generation: u32) -> Self {
+        Self {
+            fd,
+            generation,
+            ops: 0,
+            sends: 0,
+            closing: false,
+            rearm: 0,
+            sending: Chain::new(),
+            df: None,
+        }
+    }
+
+    pub(super) fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    pub(super) fn begin(&mut self, op: Op) {
+        debug_assert!(self.ops & op as u8 == 0, "{op:?} is already in flight");
+        self.ops |= op as u8;
+    }
+
+    pub(super) fn end(&mut self, op: Op) {
+        self.ops &= !(op as u8);
+    }
+
+    /// Whether nothing is in flight.
+    pub(super) fn quiet(&self) -> bool {
+        self.ops == 0 && self.sends == 0
+    }
+
+    /// Makes `close` send a RST.
+    pub(super) fn reset_on_close(&self) {
+        // Fails only on a socket that has no connection to reset.
+        let _ = SockRef::from(&self.fd).set_linger(Some(Duration::ZERO));
+    }
+
+    /// `shutdown(SHUT_WR)`.
+    pub(super) fn shutdown(&self) {
+        // ENOTCONN: the peer has reset; the receive in flight says so.
+        let _ = SockRef::from(&self.fd).shutdown(std::net::Shutdown::Write);
+    }
+
+    /// The socket's pending error (`SO_ERROR`), 0 for none.
+    pub(super) fn error(&self) -> i32 {
+        match SockRef::from(&self.fd).take_error() {
+            Ok(Some(e)) | Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
+            Ok(None) => 0,
+        }
+    }
+}
+
+/// A TCP socket for an outgoing connection.
+///
+/// # Errors
+/// What `socket(2)` or `bind(2)` says.
+pub(super) fn tcp(net: &NetConfig, to: &SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(
+        Domain::for_address(*to),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    // The guest's kernel has decided what goes into a segment; deciding twice only delays.
+    socket.set_tcp_nodelay(true)?;
+    // A peer that vanishes is noticed, so that no flow outlives its conversation.
+    socket.set_keepalive(true)?;
+    // Urgent bytes are bytes.
+    socket.set_out_of_band_inline(true)?;
+    let source = match to {
+        SocketAddr::V4(_) => net.outbound_v4.map(IpAddr::V4),
+        SocketAddr::V6(_) => net.outbound_v6.map(IpAddr::V6),
+    };
+    if let Some(source) = source.filter(|_| !to.ip().is_loopback()) {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    Ok(socket.into())
+}

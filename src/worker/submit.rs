@@ -1,0 +1,244 @@
+//! From the core's actions to submission entries: one arm per action, no wildcard.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+
+use io_uring::{opcode, types};
+use socket2::SockAddr;
+
+use super::sock::{self, Sock};
+use super::token::{Op, Token};
+use super::{Notice, Worker};
+use crate::arena::{Chain, Slot};
+use crate::flow::{Action, Errno, Event, FlowId};
+use crate::limits::SEND_SLOTS;
+use crate::stats::Drop;
+
+/// Memory that submission entries point to until they are submitted: `msghdr`s, iovecs, addresses.
+/// Reused every turn; the boxes never move.
+pub(super) struct Scratch {
+    msgs: Vec<Box<Msg>>,
+    used: usize,
+}
+
+/// One `msghdr` with all it points to.
+struct Msg {
+    hdr: libc::msghdr,
+    iov: [libc::iovec; SEND_SLOTS],
+    addr: SockAddr,
+}
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self { msgs: Vec::new(), used: 0 }
+    }
+
+    /// All entries of the last turn are submitted: their memory is free.
+    pub(super) fn reset(&mut self) {
+        self.used = 0;
+    }
+
+    fn next(&mut self) -> &mut Msg {
+        if self.used == self.msgs.len() {
+            // SAFETY: all-zero bytes are a valid `msghdr` and valid iovecs (null, length 0).
+            let (hdr, iov) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+            let addr = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], 0)));
+            self.msgs.push(Box::new(Msg { hdr, iov, addr }));
+        }
+        self.used += 1;
+        &mut self.msgs[self.used - 1]
+    }
+}
+
+impl Worker {
+    /// Carries an action out, or puts it on its way.
+    pub(super) fn submit(&mut self, action: Action) -> io::Result<()> {
+        match action {
+            Action::TapWrite { slot, keep } => self.tap_write(slot, keep),
+            Action::TcpConnect { flow, to } => self.tcp_connect(flow, to),
+            Action::TcpSend { flow, chain } => self.tcp_send(flow, chain),
+            Action::TcpPollOut { flow } => self.poll(flow, Op::PollOut, libc::POLLOUT as u32),
+            // No events asked for: POLLERR and POLLHUP are always told (poll(2)).
+            Action::TcpPollError { flow } => self.poll(flow, Op::PollError, 0),
+            Action::TcpRecv { flow, max } => self.tcp_recv(flow, max),
+            Action::TcpShutdown { flow } => {
+                if let Some(sock) = self.sock(flow) {
+                    sock.shutdown();
+                }
+                Ok(())
+            }
+            Action::DgramOpen { .. } | Action::DgramSend { .. } => Ok(()),
+            Action::Close { flow, reset } => self.close(flow, reset),
+            Action::DnsUsed => {
+                let _ = self.notices.send(Notice::DnsUsed);
+                Ok(())
+            }
+        }
+    }
+
+    /// The open socket of a flow.
+    pub(super) fn sock(&mut self, flow: FlowId) -> Option<&mut Sock> {
+        let sock = self.socks.get_mut(flow.index as usize)?.as_mut()?;
+        (sock.generation == flow.generation && !sock.closing).then_some(sock)
+    }
+
+    fn tap_write(&mut self, slot: Slot, keep: Option<FlowId>) -> io::Result<()> {
+        if self.writes.is_full() {
+            self.stack.stats_mut().drop(Drop::TapRefused);
+            return Ok(());
+        }
+        let (ptr, len) = (slot.bytes().as_ptr(), slot.len() as u32);
+        let index = self.writes.put((slot, keep));
+        let entry = opcode::Write::new(types::Fd(self.tap_fd()), ptr, len)
+            .build()
+            .user_data(Token::TapWrite(index).pack());
+        // SAFETY: `ptr..ptr+len` is the range of a slot that `writes` holds until the completion.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    fn tcp_connect(&mut self, flow: FlowId, to: SocketAddr) -> io::Result<()> {
+        let fd = match sock::tcp(&self.net, &to) {
+            Ok(fd) => fd,
+            Err(e) => {
+                let errno = Errno(e.raw_os_error().unwrap_or(libc::EIO));
+                let event = Event::TcpConnected { flow, result: Err(errno) };
+                self.stack.handle_event(event, self.now);
+                return Ok(());
+            }
+        };
+        let index = flow.index as usize;
+        if self.socks.len() <= index {
+            self.socks.resize_with(index + 1, || None);
+        }
+        let mut sock = Sock::new(fd, flow.generation);
+        sock.begin(Op::Connect);
+        let raw = sock.raw();
+        // A second try (the next resolver) replaces a socket that has nothing in flight.
+        self.socks[index] = Some(sock);
+        let msg = self.scratch.next();
+        msg.addr = SockAddr::from(to);
+        let entry = opcode::Connect::new(types::Fd(raw), msg.addr.as_ptr().cast(), msg.addr.len())
+            .build()
+            .user_data(Token::Sock(Op::Connect, flow).pack());
+        // SAFETY: the address lies in a box of `scratch`, untouched until the next turn begins, and the
+        // entry is submitted before that.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    fn tcp_send(&mut self, flow: FlowId, chain: Chain) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        sock.begin(Op::Send);
+        sock.sending = chain;
+        let raw = sock.raw();
+        let token = Token::Sock(Op::Send, flow).pack();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let Some(Some(sock)) = self.socks.get(flow.index as usize) else { return Ok(()) };
+        let entry = if sock.sending.slots() == 1
+            && let Some(slot) = sock.sending.front()
+        {
+            let bytes = slot.bytes();
+            opcode::Send::new(types::Fd(raw), bytes.as_ptr(), bytes.len() as u32)
+                .flags(flags)
+                .build()
+        } else {
+            let msg = self.scratch.next();
+            let mut n = 0;
+            sock.sending.for_each(|slot| {
+                let bytes = slot.bytes();
+                msg.iov[n] = libc::iovec {
+                    iov_base: bytes.as_ptr().cast_mut().cast(),
+                    iov_len: bytes.len(),
+                };
+                n += 1;
+                n < SEND_SLOTS
+            });
+            msg.hdr.msg_name = std::ptr::null_mut();
+            msg.hdr.msg_namelen = 0;
+            msg.hdr.msg_iov = msg.iov.as_mut_ptr();
+            msg.hdr.msg_iovlen = n as _;
+            msg.hdr.msg_control = std::ptr::null_mut();
+            msg.hdr.msg_controllen = 0;
+            opcode::SendMsg::new(types::Fd(raw), &raw const msg.hdr).flags(flags as u32).build()
+        };
+        // SAFETY: payload lies in slots that `sock.sending` holds until the completion; header and
+        // iovecs in a box of `scratch`, untouched until the next turn begins, when they are submitted.
+        unsafe { self.ring.push(&entry.user_data(token)) }
+    }
+
+    fn tcp_recv(&mut self, flow: FlowId, max: u32) -> io::Result<()> {
+        let group = self.from_host.group();
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        sock.begin(Op::Recv);
+        let entry = opcode::Recv::new(types::Fd(sock.raw()), std::ptr::null_mut(), max)
+            .buf_group(group)
+            .build()
+            .flags(io_uring::squeue::Flags::BUFFER_SELECT)
+            .user_data(Token::Sock(Op::Recv, flow).pack());
+        // SAFETY: the buffer comes from a registered ring, whose slots the `BufRing` holds.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    fn poll(&mut self, flow: FlowId, op: Op, events: u32) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        sock.begin(op);
+        let entry = opcode::PollAdd::new(types::Fd(sock.raw()), events)
+            .build()
+            .user_data(Token::Sock(op, flow).pack());
+        // SAFETY: a poll names no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    fn close(&mut self, flow: FlowId, reset: bool) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else {
+            // No socket was ever made.
+            self.stack.handle_event(Event::Closed { flow }, self.now);
+            return Ok(());
+        };
+        if reset {
+            sock.reset_on_close();
+        }
+        sock.closing = true;
+        if sock.quiet() {
+            self.finish_close(flow);
+            return Ok(());
+        }
+        let cancel = types::CancelBuilder::fd(types::Fd(sock.raw())).all();
+        let entry = opcode::AsyncCancel2::new(cancel).build().user_data(Token::Cancel.pack());
+        // SAFETY: a cancellation names no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Closes a socket with nothing in flight, and tells the core.
+    pub(super) fn finish_close(&mut self, flow: FlowId) {
+        self.socks[flow.index as usize] = None;
+        self.stack.handle_event(Event::Closed { flow }, self.now);
+    }
+
+    /// Listens for the doorbell.
+    pub(super) fn arm_bell(&mut self) -> io::Result<()> {
+        let fd = types::Fd(self.mailbox.bell.as_raw_fd());
+        let entry =
+            opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(Token::Wake.pack());
+        // SAFETY: a poll names no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Refills the provided rings and arms what has ended.
+    pub(super) fn rearm(&mut self) -> io::Result<()> {
+        self.from_host.refill();
+        self.dgrams.refill();
+        if self.from_tap.refill() && self.tap_idle {
+            self.tap_idle = false;
+            let fd = types::Fd(self.tap_fd());
+            let entry = opcode::ReadMulti::new(fd, 0, self.from_tap.group())
+                .build()
+                .user_data(Token::TapRead.pack());
+            // SAFETY: buffers come from a registered ring, whose slots the `BufRing` holds.
+            unsafe { self.ring.push(&entry) }?;
+        }
+        Ok(())
+    }
+}
