@@ -1,6 +1,10 @@
 //! ringtap: a network forwarder for rootless containers.
 pub mod arena;
+pub mod boot;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod doctor;
 pub mod flow;
 pub mod frame;
 pub mod limits;

@@ -258,8 +258,11 @@ impl ToGuest {
             slot.trim_front(self.una.wrapping_sub(slot.seq) as usize);
             slot.seq = self.una;
         }
+        // Most are acknowledged within a turn or two. Where many flows keep a little each, the large
+        // slots get short, and a small piece moves at once; otherwise after STALL.
         if slot.capacity() > BLOCK_BYTES
             && slot.len() <= BLOCK_PAYLOAD
+            && ctx.pools.large.available() < SLOTS_MAX / 2
             && let Some(block) = copy(ctx, slot.bytes(), slot.seq)
         {
             slot = block;
