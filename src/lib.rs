@@ -1,14 +1,78 @@
 //! ringtap: a network forwarder for rootless containers.
-pub mod arena;
-pub mod boot;
-pub mod cli;
+//!
+//! An ordinary user cannot create a network device on the host. ringtap gives a network to a namespace
+//! that such a user owns: it opens a TAP device inside, reads the Ethernet frames that the *guest*'s
+//! kernel sends, and carries the conversations in them to the outside with ordinary sockets of the
+//! *host*. This page is the architecture; each module's own page has its theory of operation.
+//!
+//! # Bird's-eye view
+//!
+//! ```text
+//!            guest namespace                |                 host namespace
+//!  app -> guest's kernel -> tap0 -----------|--> worker: ring, arena, stack --> sockets --> world
+//!                                           |       ^ requests   | notices
+//!                                           |       |            v
+//!                                           |    control: signals, lifetime, resolvers, API socket
+//! ```
+//!
+//! Three kinds of code, in three places:
+//!
+//! * **Pure** ([`frame`], [`flow`], [`stack`]): what the bytes mean and what to do about them. Frames and
+//!   [events](flow::Event) go in, [actions](flow::Action) come out, time is an argument. It runs in a test
+//!   without root and without a kernel, and a seed replays it byte for byte.
+//! * **Worker** ([`worker`]): the only code on the data path that talks to the kernel: one thread, one
+//!   io_uring, one TAP queue. It turns actions into submission entries and completions into events.
+//! * **Boot and control** ([`boot`], [`control`]): before and beside the data path. They may block,
+//!   allocate, and fail with context. Control and worker speak by a closed set of
+//!   [requests](worker::Request) and [notices](worker::Notice), and by nothing else.
+//!
+//! # A packet's walk
+//!
+//! The order of the modules below is the order in which a frame meets them.
+//!
+//! *Guest to host.* The multishot read of the TAP completes with a [slot](arena::Slot), filled by the kernel.
+//! [`frame::parse`] checks every length once. [`stack::Stack::handle_frame`] asks [`stack::policy`]
+//! whether this conversation may be, finds its flow by hash ([`flow::table`]) and hands it the slot with its
+//! range cut down to the payload. A TCP flow ([`flow::tcp`]) checks sequence numbers and answers with
+//! [`flow::Action::TcpSend`]: the kernel takes the payload from the very slot it was read into.
+//! What it has taken is acknowledged to the guest, once per flow and turn.
+//!
+//! *Host to guest.* A receive is submitted only for what the guest's window has room for. It lands in a slot,
+//! behind headroom; [`frame::build`] writes TCP, IP, Ethernet and virtio headers in front, and one write
+//! puts up to 64 KiB into the guest's kernel, which cuts it into segments (or does not bother).
+//!
+//! # Why it is fast
+//!
+//! * The **virtio header** with all offloads: the guest's kernel hands over and takes segments of up to
+//!   64 KiB whatever the MTU, and nobody on this machine computes a TCP checksum.
+//! * **No payload byte is touched** in user space on a flowing TCP stream; the core's types see headers.
+//! * **One `io_uring_enter` per turn** submits everything and waits for anything.
+//! * **A small working set**: few buffers, taken last-in first-out, so they stay in the cache.
+//! * **Nothing is dropped that a window let in**: a slow host closes the window, and no timer of the guest fires.
+//!
+//! # Invariants, most of them absences
+//!
+//! * Nothing in the pure modules holds a descriptor, reads a clock, allocates per packet, or is unsafe.
+//! * A slot is a value with one holder: the kernel (in a table of operations in flight), the core, or
+//!   the arena. It is never an index that two could hold.
+//! * Every queue, table and pool has a bound in [`limits`]. Overload is a counted, named
+//!   [drop](stats::Drop), never growth and never a stall of other flows.
+//! * Nothing a guest or a remote peer sends panics. Our own broken invariants may.
+//! * The data path logs nothing.
+//! * There is no global state: a worker owns its flows, and a second worker would share nothing with it.
+//! * `unsafe` lives in few files, listed in `tests/tidy`.
+#![warn(rustdoc::broken_intra_doc_links)]
+
+pub mod limits;
 pub mod config;
+pub mod time;
+pub mod stats;
+pub mod cli;
+pub mod boot;
+pub mod arena;
+pub mod frame;
+pub mod stack;
+pub mod flow;
+pub mod worker;
 pub mod control;
 pub mod doctor;
-pub mod flow;
-pub mod frame;
-pub mod limits;
-pub mod stack;
-pub mod stats;
-pub mod time;
-pub mod worker;
