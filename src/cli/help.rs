@@ -1,0 +1,119 @@
+//! Help texts of the native commands. 80 columns wide; a test holds them to the options that exist.
+
+/// `ringtap --help`.
+pub(super) const PROGRAM: &str = "\
+ringtap: a fast network for rootless containers
+
+Usage: ringtap run [OPTIONS] [--] [COMMAND [ARGUMENT...]]
+       ringtap attach [OPTIONS] PID|NETNS_PATH
+       ringtap create [OPTIONS] PATH
+       ringtap doctor
+
+A network namespace that an ordinary user made has no way out. ringtap puts a
+TAP into it and carries what comes out of there over ordinary sockets.
+
+Commands:
+  run      make namespaces, give them a network, run a command there
+  attach   give a network to a namespace that someone else made
+  create   make a network namespace, keep it at a path, and forward for it
+  doctor   look at this machine: what works, what is slow or missing, and why
+
+  ringtap COMMAND --help tells the options of each.
+  -h, --help       this text
+  -V, --version    version, and the oldest kernel that works
+
+Example: a shell with a network of its own, as an ordinary user
+  ringtap run
+
+Under the name slirp4netns (a link is enough) the program takes that program's
+command line.";
+
+/// `ringtap run --help`.
+pub(super) const RUN: &str = "\
+Usage: ringtap run [OPTIONS] [--] [COMMAND [ARGUMENT...]]
+
+Makes a user, a network and a mount namespace, gives them a network and runs
+COMMAND there, or your shell. Ends with COMMAND, with its exit code; by then
+nothing is left behind. The first word that is no option is COMMAND: what
+follows belongs to it.
+
+      --keep-uid           stay the user you are; without it you are root inside
+";
+
+/// `ringtap attach --help`.
+pub(super) const ATTACH: &str = "\
+Usage: ringtap attach [OPTIONS] PID|NETNS_PATH
+
+Gives a network to a namespace that someone else made: that of the process PID,
+or the one at NETNS_PATH. Stays in the foreground. Ends when the process does
+or the path is removed, on SIGTERM, and when --exit-fd hangs up.
+
+      --userns PATH        the user namespace to enter first; without it that of
+                           PID, or the one that owns NETNS_PATH
+      --no-configure       leave addresses, routes and link state to the caller
+";
+
+/// `ringtap create --help`.
+pub(super) const CREATE: &str = "\
+Usage: ringtap create [OPTIONS] PATH
+
+Makes a network namespace, keeps it at PATH as `ip netns add` would, and
+forwards for it until it is stopped or PATH is removed. Needs the right to
+mount at PATH: root, or a user inside `unshare --user --map-root --mount`.
+";
+
+/// What `attach` and `create` have in common.
+pub(super) const LIFETIME: &str = "
+      --ready-fd FD        write one byte, '1', to FD when the network is ready
+      --exit-fd FD         end when the other side of FD is closed
+      --pid-file FILE      keep the process id in FILE while running
+";
+
+/// What every verb that forwards has.
+pub(super) const COMMON: &str = "
+      --mtu N              largest IP packet, 68 to 65521 (1500; larger is not
+                           faster here)
+      --cidr NETWORK/LEN   the guest's IPv4 network (10.0.2.0/24): gateway .2,
+                           DNS .3, the guest's own address .100
+      --mac MAC            MAC of the guest's interface (random)
+      --tap-name NAME      name of the guest's interface (tap0)
+      --no-ipv6            IPv4 only
+      --no-dns             no DNS forwarder, and no resolv.conf of ours
+      --host-loopback      let the guest reach 127.0.0.1 of this host at the
+                           gateway's address
+      --outbound-addr A    source of outgoing IPv4: an address of this host, or
+                           an interface, which means its first address as of now
+      --outbound-addr6 A   the same for IPv6
+
+  -v, --verbose            log more; twice: everything but packets
+  -q, --quiet              log less
+      --log-level LEVEL    error, warn, info or debug
+  -h, --help               this text
+";
+
+/// Examples, one for each verb.
+pub(super) const RUN_EXAMPLE: &str = "
+Example: fetch a page from a namespace of your own
+  ringtap run curl -sI https://www.kernel.org/";
+/// See [`RUN_EXAMPLE`].
+pub(super) const ATTACH_EXAMPLE: &str = "
+Example: a network for a shell in another terminal
+  unshare --user --map-root --net sh -c 'echo $$; exec sh'     # prints 4711
+  ringtap attach 4711";
+/// See [`RUN_EXAMPLE`].
+pub(super) const CREATE_EXAMPLE: &str = "
+Example: a namespace for `ip netns exec`, as root
+  ringtap create /run/netns/lab &
+  ip netns exec lab ping -c 1 10.0.2.2";
+
+/// `ringtap doctor --help`.
+pub(super) const DOCTOR: &str = "\
+Usage: ringtap doctor
+
+Looks at this machine and tells, a line for each thing ringtap uses, whether it
+works, what will be slower or missing, and the remedy. Changes nothing. Run it
+as the user who will run ringtap. Exit code 0: ringtap can run here; 1: it
+cannot.
+
+Example
+  ringtap doctor | grep -v ^ok";
