@@ -12,6 +12,7 @@
 
 pub mod build;
 pub mod checksum;
+pub mod segment;
 pub mod vnet;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
