@@ -162,6 +162,8 @@ struct Worker {
     notices: UnboundedSender<Notice>,
     started: Instant,
     now: Time,
+    /// IP identification of the next datagram that must be cut (a TAP without virtio header).
+    ip_id: u32,
     /// The TAP's read must be armed anew.
     tap_idle: bool,
     /// Sockets with operations to be armed anew.
@@ -181,6 +183,7 @@ impl Worker {
         let ring = Ring::new()?;
         let pools = Pools::new()?;
         let secret = [random()?, random()?];
+        let ip_id = random()? as u32;
         let mut stack = Stack::new(net.clone(), pools.clone(), secret, Time(0));
         stack.set_resolvers(resolvers);
         // A TAP without virtio header reads behind an empty one, so that the core sees one form.
@@ -200,6 +203,7 @@ impl Worker {
             notices,
             started: start_of_time(),
             now: Time(0),
+            ip_id,
             tap_idle: true,
             rearm: Vec::new(),
             draining: false,

@@ -14,7 +14,8 @@ use super::token::{Op, Token};
 use super::{Notice, Worker};
 use crate::arena::{Chain, Slot};
 use crate::flow::{Action, Errno, Event, FlowId};
-use crate::limits::SEND_SLOTS;
+use crate::frame::segment::{self, Cutter};
+use crate::limits::{BLOCK_BYTES, BLOCKS_RESERVED, HOST_SLOTS, SEND_SLOTS, TAP_SLOTS, VNET_LEN};
 use crate::stats::Drop;
 
 /// Memory that submission entries point to until they are submitted: `msghdr`s, iovecs, addresses.
@@ -85,17 +86,66 @@ impl Worker {
         (sock.generation == flow.generation && !sock.closing).then_some(sock)
     }
 
-    fn tap_write(&mut self, slot: Slot, keep: Option<FlowId>) -> io::Result<()> {
-        if self.writes.is_full() {
+    fn tap_write(&mut self, mut slot: Slot, keep: Option<FlowId>) -> io::Result<()> {
+        if self.tap.vnet {
+            return self.push_write(slot, 0, keep);
+        }
+        // Nobody behind such a TAP cuts or sums: what leaves must be ready.
+        if segment::finish(slot.bytes_mut(), self.net.mtu) {
+            return self.push_write(slot, VNET_LEN, keep);
+        }
+        let pushed = self.cut_write(&slot);
+        // Its bytes are copied, so the flow has it back before the kernel has the copies: once.
+        if let Some(flow) = keep {
+            self.stack.handle_event(Event::TapWritten { flow, slot }, self.now);
+        }
+        pushed
+    }
+
+    /// Writes a frame in ready pieces, each in a slot of its own.
+    fn cut_write(&mut self, slot: &Slot) -> io::Result<()> {
+        let Some(mut cutter) = Cutter::new(slot.bytes(), self.net.mtu, self.ip_id) else {
             self.stack.stats_mut().drop(Drop::TapRefused);
             return Ok(());
+        };
+        while let Some(len) = cutter.next_len() {
+            let pools = self.stack.pools();
+            let piece = if len <= BLOCK_BYTES {
+                pools.small.take_above(BLOCKS_RESERVED)
+            } else {
+                // Reading goes before: what a read needs is left.
+                pools.large.take_above(u32::from(TAP_SLOTS + HOST_SLOTS))
+            };
+            let Some(mut piece) = piece else {
+                // The rest of a datagram is worth nothing without this piece, and TCP's timer sends
+                // the rest of a segment again.
+                self.stack.stats_mut().drop(Drop::NoBuffer);
+                break;
+            };
+            piece.set_range(0, len);
+            cutter.write(piece.bytes_mut());
+            self.push_write(piece, 0, None)?;
         }
-        let (ptr, len) = (slot.bytes().as_ptr(), slot.len() as u32);
+        self.ip_id = cutter.next_id();
+        Ok(())
+    }
+
+    /// Writes what follows the first `skip` bytes of a slot's range.
+    fn push_write(&mut self, slot: Slot, skip: usize, keep: Option<FlowId>) -> io::Result<()> {
+        if self.writes.is_full() {
+            self.stack.stats_mut().drop(Drop::TapRefused);
+            if let Some(flow) = keep {
+                self.stack.handle_event(Event::TapWritten { flow, slot }, self.now);
+            }
+            return Ok(());
+        }
+        let frame = &slot.bytes()[skip..];
+        let (ptr, len) = (frame.as_ptr(), frame.len() as u32);
         let index = self.writes.put((slot, keep));
         let entry = opcode::Write::new(types::Fd(self.tap_fd()), ptr, len)
             .build()
             .user_data(Token::TapWrite(index).pack());
-        // SAFETY: `ptr..ptr+len` is the range of a slot that `writes` holds until the completion.
+        // SAFETY: `ptr..ptr+len` is part of the range of a slot that `writes` holds until the completion.
         unsafe { self.ring.push(&entry) }
     }
 
