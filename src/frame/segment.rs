@@ -282,7 +282,7 @@ impl<'a> Cutter<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use smoltcp::phy::ChecksumCapabilities;
     use smoltcp::wire::{
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!((parsed.eth_src, parsed.eth_dst), ([2; 6], [4; 6]));
         let L3::Ip(ip) = parsed.l3 else { panic!("not IP") };
         assert_eq!((ip.ttl, ip.tos, ip.end), (64, 0xb8, with_vnet.len()));
-        if let IpAddr::V4(_) = ip.src {
+        if ip.src.is_ipv4() {
             let packet = Ipv4Packet::new_checked(&with_vnet[ip.l3_start..]).unwrap();
             assert!(packet.verify_checksum());
             if ip.fragment.is_none() {
