@@ -1,1 +1,10 @@
-//! netns
+//! The program on the real kernel: real namespaces, real TAPs, real programs at both ends. Needs root
+//! (for networks of namespaces); the program itself runs as an ordinary user.
+
+// Tests wait on a real clock.
+#![allow(clippy::disallowed_methods)]
+
+mod harness;
+
+// What a guest's traffic meets.
+mod tcp;
