@@ -1,0 +1,133 @@
+//! Two builds of ringtap on one machine, alternated A B B A so that a drift favours neither.
+
+use std::path::Path;
+
+use crate::cell::Direction;
+use crate::options::Options;
+use crate::report::{Machine, Series, Spread};
+use crate::rivals::Forwarder;
+use crate::{Res, idle_before, need_root, report};
+
+/// The fewest rounds that can carry a verdict. Were the two alike, all of five rounds would agree by
+/// chance once in sixteen times.
+const ROUNDS_LEAST: usize = 5;
+
+/// Measures both and says what the spread allows to say.
+pub(crate) fn run(a: &Path, b: &Path, options: &Options) -> Res<()> {
+    need_root()?;
+    if options.perf.is_some() || !options.only.is_empty() {
+        return Err("ab: --perf and --only are for tcp".into());
+    }
+    let machine = Machine::look(a);
+    print!("{machine}");
+    println!("A: {}\nB: {}", a.display(), b.display());
+    let sides = [("A", a), ("B", b)].map(|(l, p)| Forwarder::ringtap(l, p, &options.ringtap_args));
+    let mut series = Vec::new();
+    for &mtu in &options.mtus {
+        for &direction in &options.directions {
+            series.extend(sides.iter().map(|s| Series::new(s.label(), mtu, direction)));
+        }
+    }
+    let mut idle = Vec::new();
+    for round in 0..options.rounds {
+        idle.push(idle_before(round, options.rounds)?);
+        for pair in series.chunks_mut(2) {
+            for i in [0, 1, 1, 0] {
+                let result = options.cell(&sides[i], &pair[i]).run();
+                report::progress(&pair[i], &result);
+                pair[i].runs.push(result);
+            }
+        }
+    }
+    println!();
+    for pair in series.chunks(2) {
+        print_pair(pair);
+    }
+    report::idle_line(&idle);
+    if let Some(file) = &options.json {
+        report::write_json(file, &machine, options, &idle, &series)?;
+    }
+    match series.iter().map(Series::failures).sum::<usize>() {
+        0 => Ok(()),
+        n => Err(format!("{n} measurements failed (listed above)")),
+    }
+}
+
+fn print_pair(pair: &[Series]) {
+    let [a, b] = pair else { return };
+    let way = match a.direction {
+        Direction::Up => "guest to host",
+        Direction::Down => "host to guest",
+    };
+    println!("TCP, IPv4, MTU {}, {way}: median (min..max)", a.mtu);
+    // What it is called, its key, and whether more of it is better.
+    for (what, key, more) in [
+        ("Gbit/s", "gbps", true),
+        ("CPU-s/GB", "cpu_secs_per_gb", false),
+        ("RSS KiB", "rss_mid_kib", false),
+        ("peak KiB", "hwm_kib", false),
+    ] {
+        let text = |s: &Series| {
+            Spread::of(s.figures(key).into_iter().flatten()).map_or("-".into(), |s| s.to_string())
+        };
+        let verdict = verdict(&a.figures(key), &b.figures(key), more);
+        println!("  {what:<9} A {:<28} B {:<28} {verdict}", text(a), text(b));
+    }
+    report::failures(pair);
+    println!();
+}
+
+/// Compares two runs each per round. A difference counts only when every round shows it, and it is larger than
+/// what one and the same binary differs from itself within a round.
+fn verdict(a: &[Option<f64>], b: &[Option<f64>], more_is_better: bool) -> String {
+    let (mut effects, mut noise) = (Vec::new(), Vec::new());
+    for (a, b) in a.chunks(2).zip(b.chunks(2)) {
+        if let ([Some(a1), Some(a2)], [Some(b1), Some(b2)]) = (a, b) {
+            effects.push((b1 + b2) / (a1 + a2) - 1.0);
+            noise.extend([(a1 / a2).ln().abs(), (b1 / b2).ln().abs()]);
+        }
+    }
+    let rounds = effects.len();
+    let (Some(effect), Some(noise)) = (Spread::of(effects), Spread::of(noise)) else {
+        return "no complete round".into();
+    };
+    let percent = format!("B {:+.1}%", effect.median * 100.0);
+    let own = format!("same binary differs by {:.1}%", noise.median * 100.0);
+    if rounds < ROUNDS_LEAST {
+        return format!(
+            "{percent}; no verdict: {rounds} complete rounds, {ROUNDS_LEAST} are needed"
+        );
+    }
+    let agreed = effect.min > 0.0 || effect.max < 0.0;
+    if !agreed || effect.median.abs() <= noise.median {
+        return format!("{percent}; no verdict: within the spread ({own})");
+    }
+    let better = (effect.median > 0.0) == more_is_better;
+    format!("{percent}: B is {} ({own})", if better { "better" } else { "worse" })
+}
+
+/// The verdicts, on numbers known beforehand (`--test`).
+pub(crate) fn self_check() -> Res<()> {
+    let some =
+        |numbers: &[f64]| -> Vec<Option<f64>> { numbers.iter().copied().map(Some).collect() };
+    let a = some(&[10.0, 10.1, 10.0, 9.9, 10.0, 10.0, 10.1, 10.0, 10.0, 10.0]);
+    let faster: Vec<_> = a.iter().map(|n| n.map(|n| n * 1.2)).collect();
+    let mut mixed = faster.clone();
+    mixed[0] = Some(5.0);
+    mixed[1] = Some(5.0);
+    let mut failed = faster.clone();
+    failed[3] = None;
+    for (b, more, end) in [
+        (&faster, true, "B is better"),
+        (&faster, false, "B is worse"),
+        (&a, true, "no verdict: within the spread"),
+        (&mixed, true, "no verdict: within the spread"),
+        (&failed, true, "no verdict: 4 complete rounds"),
+    ] {
+        let said = verdict(&a, b, more);
+        if !said.contains(end) {
+            return Err(format!("ab: {said:?} where {end:?} was due"));
+        }
+    }
+    Ok(())
+}

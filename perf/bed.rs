@@ -1,0 +1,422 @@
+//! The bed of a cell: three places, joined as a container is.
+//!
+//! ```text
+//!   guest (user and net namespace of an ordinary user) --TAP-- forwarder --sockets-- host --veth-- remote
+//! ```
+//!
+//! A cell is a process with its own PID, mount and network namespace: the network namespace is the
+//! *host*, its processes hold the others, and when it ends, by whatever cause, the kernel kills what is
+//! left in its PID namespace. It ends with the lab by `PR_SET_PDEATHSIG`. So nothing has a name that could
+//! be left behind, and every cell starts without `TIME_WAIT`, caches or routes of the one before.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid};
+use serde_json::json;
+
+use crate::cell::Cell;
+use crate::{Context, Res, load, proc};
+
+/// Address of the host on the veth pair (TEST-NET-2, RFC 5737).
+const HOST: &str = "198.51.100.1";
+/// Address of the remote: the host's default route, and where the servers are.
+pub(crate) const REMOTE: &str = "198.51.100.2";
+/// The ordinary user that owns the guest and runs the forwarder. Nobody has it: it needs no entry
+/// anywhere.
+const USER: u32 = 60001;
+/// How long a process may take to come up.
+pub(crate) const START: Duration = Duration::from_secs(10);
+
+/// The namespaces, up and addressed. The host is this process's own.
+pub(crate) struct Bed {
+    /// Holds the remote's network namespace.
+    remote: Proc,
+    /// Holds the guest's user and network namespace. Empty: attaching is the forwarder's task.
+    guest: Proc,
+}
+
+impl Bed {
+    /// Builds one; called once, in a process that [`stage`] has prepared.
+    fn build(mtu: u16) -> Res<Self> {
+        let remote = hold(Place::Host, "remote")?;
+        let guest = hold(Place::User, "guest")?;
+        let bed = Self { remote, guest };
+        let peer = bed.remote.pid().to_string();
+        let mtu = mtu.to_string();
+        let ip = |place, line: &str| run(bed.command(place, "ip").args(line.split(' ')));
+        ip(Place::Host, "link set lo up")?;
+        ip(
+            Place::Host,
+            &format!("link add host0 mtu {mtu} type veth peer name remote0 mtu {mtu} netns {peer}"),
+        )?;
+        ip(Place::Host, &format!("address add {HOST}/24 dev host0"))?;
+        ip(Place::Host, "link set host0 up")?;
+        ip(Place::Remote, &format!("address add {REMOTE}/24 dev remote0"))?;
+        ip(Place::Remote, "link set remote0 up")?;
+        // pasta takes its addresses from the interface with the default route.
+        ip(Place::Host, &format!("route add default via {REMOTE}"))?;
+        Ok(bed)
+    }
+
+    /// A command that will run in a place.
+    pub(crate) fn command(&self, place: Place, program: impl AsRef<OsStr>) -> Command {
+        let held = match place {
+            Place::Host | Place::User => 0,
+            Place::Remote => self.remote.pid(),
+            Place::Guest => self.guest.pid(),
+        };
+        command(place, held, program)
+    }
+
+    /// Whom a forwarder attaches to.
+    pub(crate) fn guest_pid(&self) -> u32 {
+        self.guest.pid()
+    }
+
+    /// Waits until the guest has a default route, the last thing every forwarder sets.
+    pub(crate) fn wait_guest_route(&self, forwarder: &mut Proc) -> Res<()> {
+        let path = format!("/proc/{}/net/route", self.guest.pid());
+        wait(forwarder, "the guest's default route", || {
+            let table = fs::read_to_string(&path).context(&path)?;
+            Ok(table.lines().skip(1).any(|l| l.split_whitespace().nth(1) == Some("00000000")))
+        })
+    }
+
+    /// Waits until a server in the remote listens on a port.
+    pub(crate) fn wait_listen(&self, server: &mut Proc, port: u16) -> Res<()> {
+        // proc(5): the local address ends in `:PORT` in hexadecimal; state 0A is LISTEN.
+        let local = format!(":{port:04X}");
+        let listens = |line: &str| {
+            let mut fields = line.split_whitespace().skip(1);
+            fields.next().is_some_and(|a| a.ends_with(&local)) && fields.nth(1) == Some("0A")
+        };
+        let pid = self.remote.pid();
+        wait(server, "the server to listen", || {
+            let table = |family| fs::read_to_string(format!("/proc/{pid}/net/{family}"));
+            let text =
+                table("tcp").context("the remote's sockets")? + &table("tcp6").unwrap_or_default();
+            Ok(text.lines().any(listens))
+        })
+    }
+}
+
+/// Where a process runs.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// The host, as root.
+    Host,
+    /// The host, as the ordinary user.
+    User,
+    /// The remote, as root.
+    Remote,
+    /// The guest, as its root.
+    Guest,
+}
+
+/// A process of the bed, killed when dropped.
+pub(crate) struct Proc {
+    child: Child,
+    /// What it printed, where nobody reads it from a pipe: memory, so that a talkative one never blocks.
+    said: Option<fs::File>,
+}
+
+impl Proc {
+    /// Starts a command; its stdout and stderr are kept for the day it fails.
+    pub(crate) fn start(command: &mut Command) -> Res<Self> {
+        let said = memory_file()?;
+        let clone = || said.try_clone().context("output file");
+        command.stdin(Stdio::null()).stdout(clone()?).stderr(clone()?);
+        Ok(Self { child: spawn(command)?, said: Some(said) })
+    }
+
+    /// Its PID: that of the program itself, as the places are entered without a fork.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `Err` with its last words when it has ended.
+    pub(crate) fn still_runs(&mut self) -> Res<()> {
+        match self.child.try_wait().context("wait")? {
+            None => Ok(()),
+            Some(status) => Err(format!("ended early ({status}): {}", self.last_words())),
+        }
+    }
+
+    /// Waits for its end and gives what it printed; kills it when it takes longer.
+    pub(crate) fn output_within(mut self, limit: Duration) -> Res<String> {
+        let deadline = proc::now() + limit;
+        while self.child.try_wait().context("wait")?.is_none() {
+            if proc::now() >= deadline {
+                return Err(format!("did not end within {} s, killed", limit.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(self.output())
+    }
+
+    /// Ends it by a signal that it handles.
+    pub(crate) fn interrupt(self, limit: Duration) -> Res<String> {
+        let pid = i32::try_from(self.pid()).context("pid")?;
+        kill(Pid::from_raw(pid), Signal::SIGINT).context("interrupt")?;
+        self.output_within(limit)
+    }
+
+    fn output(&self) -> String {
+        let mut bytes = Vec::new();
+        if let Some(file) = &self.said {
+            // At offsets of our own: the file's position belongs to the writer.
+            let mut part = [0; 4096];
+            while let Ok(n @ 1..) = file.read_at(&mut part, bytes.len() as u64) {
+                bytes.extend_from_slice(&part[..n]);
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn last_words(&self) -> String {
+        let text = self.output();
+        let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        match lines.len() {
+            0 => "it said nothing".into(),
+            n => lines[n.saturating_sub(3)..].join(" / "),
+        }
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        // Both fail only when it has been waited for already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A pipe for `--ready-fd`: the end that is inherited (every child started while it is open gets it) and
+/// the end that is read here.
+pub(crate) fn ready_pipe() -> Res<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe().context("pipe")?;
+    Ok((read, write))
+}
+
+/// Waits for the byte on a ready pipe whose other end only the forwarder has.
+pub(crate) fn wait_ready(forwarder: &mut Proc, read: OwnedFd) -> Res<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("ready pipe")?;
+    let mut file = fs::File::from(read);
+    wait(forwarder, "its byte on the ready descriptor", || {
+        let mut byte = [0];
+        match file.read(&mut byte) {
+            Ok(1..) => Ok(true),
+            // Closed without a byte: its end, seen by the caller at the next turn, says why.
+            Ok(0) => Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(format!("ready pipe: {e}")),
+        }
+    })
+}
+
+/// Polls a condition every millisecond while a process lives, up to [`START`].
+fn wait(process: &mut Proc, what: &str, mut done: impl FnMut() -> Res<bool>) -> Res<()> {
+    let deadline = proc::now() + START;
+    while !done()? {
+        process.still_runs()?;
+        if proc::now() >= deadline {
+            let words = process.last_words();
+            return Err(format!("waited {} s for {what}; {words}", START.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// A command that will run in a place held by a process.
+fn command(place: Place, held: u32, program: impl AsRef<OsStr>) -> Command {
+    let how = match place {
+        Place::Host => return Command::new(program),
+        Place::User => "user",
+        Place::Remote => "remote",
+        Place::Guest => "guest",
+    };
+    // Ourselves, through `enter`. By this link the binary can be started by a user to whom its
+    // directory is closed.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("__enter").arg(how).arg(held.to_string()).arg(program);
+    command
+}
+
+fn spawn(command: &mut Command) -> Res<Child> {
+    command.spawn().map_err(|e| format!("start {}: {e}", command.get_program().display()))
+}
+
+/// Runs a command to its end.
+fn run(command: &mut Command) -> Res<()> {
+    let out = command.stdin(Stdio::null()).output();
+    let out = out.map_err(|e| format!("start {}: {e}", command.get_program().display()))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let args: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+    Err(format!("{}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim()))
+}
+
+/// A process that makes namespaces and keeps them until it is dropped.
+fn hold(place: Place, what: &str) -> Res<Proc> {
+    let mut child = spawn(
+        command(place, 0, "/proc/self/exe")
+            .args(["__hold", what])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped()),
+    )?;
+    let out = child.stdout.take();
+    let holder = Proc { child, said: None };
+    let mut line = String::new();
+    if let Some(out) = out {
+        BufReader::new(out).read_line(&mut line).context(what)?;
+    }
+    if line.is_empty() {
+        return Err(format!("no namespace for the {what}"));
+    }
+    Ok(holder)
+}
+
+fn memory_file() -> Res<fs::File> {
+    Ok(memfd_create(c"said", MFdFlags::MFD_CLOEXEC).context("memfd")?.into())
+}
+
+/// The stages of a cell: this program, started by itself.
+pub(crate) fn stage(name: &str, args: &[OsString]) -> Res<()> {
+    match (name, args) {
+        ("bed", [cell]) => outer(cell),
+        ("cell", [cell]) => inner(cell),
+        ("hold", [what]) => holder(what),
+        ("enter", [how, held, program, args @ ..]) => Err(enter(how, held, program, args)),
+        _ => Err(format!("no stage {name:?}")),
+    }
+}
+
+/// First stage: namespaces. Only a child is born into the new PID namespace, so this one waits for it.
+fn outer(cell: &OsStr) -> Res<()> {
+    die_with_parent()?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET)
+        .context("new namespaces for the cell")?;
+    let status = Command::new("/proc/self/exe").arg("__cell").arg(cell).status();
+    let status = status.context("start the cell")?;
+    if status.success() { Ok(()) } else { Err(format!("the cell ended with {status}")) }
+}
+
+/// Second stage, PID 1 of the cell: builds, measures, says.
+fn inner(cell: &OsStr) -> Res<()> {
+    die_with_parent()?;
+    let reply = match measure(cell) {
+        Ok(sample) => json!({ "sample": sample }),
+        Err(error) => json!({ "error": error }),
+    };
+    writeln!(std::io::stdout(), "{reply}").context("reply")
+}
+
+fn measure(cell: &OsStr) -> Res<serde_json::Value> {
+    let cell = Cell::from_json(&cell.to_string_lossy())?;
+    own_mounts()?;
+    let bed = Bed::build(cell.mtu).context("bed")?;
+    let begin = proc::now();
+    let forwarder = cell.forwarder.attach(&bed, cell.mtu)?;
+    let ready = proc::now() - begin;
+    let mut sample = load::run(&bed, forwarder, &cell)?;
+    sample["ready_ms"] = json!(ready.as_secs_f64() * 1e3);
+    Ok(sample)
+}
+
+/// Mounts that only this cell sees: /proc of its own PID namespace, and a /dev/net/tun that everybody may
+/// open, as distributions have it.
+fn own_mounts() -> Res<()> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("private mounts")?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("mount /proc")?;
+    let tun = Path::new("/dev/net/tun");
+    fs::metadata(tun).context("/dev/net/tun")?;
+    mount(Some("tun"), "/dev/net", Some("tmpfs"), MsFlags::empty(), none)
+        .context("mount /dev/net")?;
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    // Major 10, minor 200: Documentation/admin-guide/devices.txt.
+    mknod(tun, SFlag::S_IFCHR, Mode::empty(), makedev(10, 200)).context("make /dev/net/tun")?;
+    // Apart from mknod, whose mode the umask cuts.
+    fs::set_permissions(tun, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .context("open /dev/net/tun to all")
+}
+
+/// A holder: makes its namespaces, says so, and stays until its stdin ends.
+fn holder(what: &OsStr) -> Res<()> {
+    if what == "guest" {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).context("unshare")?;
+        fs::write("/proc/self/setgroups", "deny").context("setgroups")?;
+        fs::write("/proc/self/uid_map", format!("0 {USER} 1")).context("uid_map")?;
+        fs::write("/proc/self/gid_map", format!("0 {USER} 1")).context("gid_map")?;
+    } else {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare")?;
+    }
+    writeln!(std::io::stdout(), "ready").context("say ready")?;
+    let mut rest = Vec::new();
+    std::io::stdin().read_to_end(&mut rest).context("stdin")?;
+    Ok(())
+}
+
+/// Becomes a program in another place: returns only to say why it could not.
+fn enter(how: &OsStr, held: &OsStr, program: &OsStr, args: &[OsString]) -> String {
+    let go = || -> Res<()> {
+        let join = |kind: &str, flag| -> Res<()> {
+            let path = format!("/proc/{}/ns/{kind}", held.display());
+            setns(fs::File::open(&path).context(&path)?, flag).context(&path)
+        };
+        let become_user = |id: u32| -> Res<()> {
+            let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+            nix::unistd::setresgid(gid, gid, gid).context("setresgid")?;
+            nix::unistd::setresuid(uid, uid, uid).context("setresuid")
+        };
+        let leave_groups = || nix::unistd::setgroups(&[]).context("setgroups");
+        match how.to_str() {
+            Some("user") => leave_groups().and_then(|()| become_user(USER)),
+            Some("remote") => join("net", CloneFlags::CLONE_NEWNET),
+            Some("guest") => {
+                // The groups first: setgroups is denied inside. Root inside at the end, or the
+                // capabilities that joining gave would be gone with exec (and with them the right to
+                // choose a congestion control).
+                leave_groups()?;
+                let net = format!("/proc/{}/ns/net", held.display());
+                let net = fs::File::open(&net).context(&net)?;
+                join("user", CloneFlags::CLONE_NEWUSER)?;
+                setns(net, CloneFlags::CLONE_NEWNET).context("join the guest's network")?;
+                become_user(0)
+            }
+            _ => Err("no such place".into()),
+        }
+    };
+    match go() {
+        Err(e) => format!("enter the {}: {e}", how.display()),
+        Ok(()) => {
+            let error = Command::new(program).args(args).exec();
+            format!("start {} in the {}: {error}", program.display(), how.display())
+        }
+    }
+}
+
+fn die_with_parent() -> Res<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("PR_SET_PDEATHSIG")
+}
+
+/// The number a child inherits a descriptor under.
+pub(crate) fn number(fd: &OwnedFd) -> String {
+    fd.as_raw_fd().to_string()
+}

@@ -1,0 +1,175 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::ValueExt;
+
+use crate::Res;
+use crate::cell::{Cell, Direction};
+use crate::load::Load;
+use crate::report::Series;
+use crate::rivals::Forwarder;
+
+/// `--help`.
+pub(crate) const USAGE: &str = "\
+Usage: cargo bench --bench perf -- VERB [OPTIONS]
+
+  tcp          iperf3 through direct veth, ringtap, slirp4netns and pasta, in paired rounds
+  ab A B       two ringtap binaries, alternated A B B A
+
+  --rounds N           rounds (5)
+  --secs N             seconds of each stream (5)
+  --streams N          parallel streams (1)
+  --mtu N[,N]          MTU of the guest and of the veth pair (1500,65520)
+  --dir up,down        guest to host, host to guest (both)
+  --only NAME[,NAME]   of direct, ringtap, slirp4netns, pasta (all)
+  --ringtap PATH       the ringtap to measure (the release build of this tree)
+  --ringtap-args ARGS  more options for `ringtap attach`, split at blanks
+  --json FILE          every number, for machines
+  --perf FILE          `perf record -g` the forwarder; with more than one cell, FILE.NAME.MTU.DIR.ROUND
+";
+
+/// What to do.
+pub(crate) enum Verb {
+    /// `--help`, or nothing asked for.
+    Help,
+    /// `--test`.
+    Check,
+    /// All forwarders.
+    Tcp(Options),
+    /// Two binaries of ringtap.
+    Ab(PathBuf, PathBuf, Options),
+}
+
+/// How to do it.
+pub(crate) struct Options {
+    /// Rounds; each has every cell once (`ab`: twice per binary).
+    pub(crate) rounds: u32,
+    /// Seconds of each stream.
+    pub(crate) secs: u32,
+    /// Parallel streams.
+    pub(crate) streams: u32,
+    /// MTUs, bytes of IP.
+    pub(crate) mtus: Vec<u16>,
+    /// Directions.
+    pub(crate) directions: Vec<Direction>,
+    /// Names to keep; empty: all.
+    pub(crate) only: Vec<String>,
+    /// The ringtap binary.
+    pub(crate) ringtap: PathBuf,
+    /// More of its options.
+    pub(crate) ringtap_args: Vec<String>,
+    /// Where the numbers go.
+    pub(crate) json: Option<PathBuf>,
+    /// Where the profile goes.
+    pub(crate) perf: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            rounds: 5,
+            secs: 5,
+            streams: 1,
+            mtus: vec![1500, 65520],
+            directions: vec![Direction::Up, Direction::Down],
+            only: Vec::new(),
+            ringtap: env!("CARGO_BIN_EXE_ringtap").into(),
+            ringtap_args: Vec::new(),
+            json: None,
+            perf: None,
+        }
+    }
+}
+
+impl Options {
+    /// The forwarders asked for, in the order of the table.
+    pub(crate) fn forwarders(&self) -> Vec<Forwarder> {
+        let mut all = vec![
+            Forwarder::Direct,
+            Forwarder::ringtap("ringtap", &self.ringtap, &self.ringtap_args),
+            Forwarder::Slirp4netns,
+            Forwarder::Pasta,
+        ];
+        all.retain(|f| self.only.is_empty() || self.only.iter().any(|o| o == f.label()));
+        all
+    }
+
+    /// The cell of a series, through a forwarder.
+    pub(crate) fn cell(&self, forwarder: &Forwarder, series: &Series) -> Cell {
+        Cell {
+            forwarder: forwarder.clone(),
+            mtu: series.mtu,
+            load: Load::Tcp { streams: self.streams, secs: self.secs, direction: series.direction },
+            perf: None,
+        }
+    }
+}
+
+/// Reads the command line, program name left out.
+pub(crate) fn parse(args: Vec<OsString>) -> Res<Verb> {
+    read(args).map_err(|e| format!("{e} (--help lists the options)"))
+}
+
+fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
+    use lexopt::Arg::{Long, Short, Value};
+    let mut o = Options::default();
+    let mut words = Vec::new();
+    let mut parser = lexopt::Parser::from_args(args);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            // Cargo adds the first to whatever was asked for; CI adds the second.
+            Long("bench") => {}
+            Long("test") => return Ok(Verb::Check),
+            Long("help") | Short('h') => return Ok(Verb::Help),
+            Long("rounds") => o.rounds = at_least_one("--rounds", &mut parser)?,
+            Long("secs") => o.secs = at_least_one("--secs", &mut parser)?,
+            Long("streams") => o.streams = at_least_one("--streams", &mut parser)?,
+            Long("mtu") => o.mtus = list("--mtu", &mut parser, |s| s.parse().ok())?,
+            Long("dir") => o.directions = list("--dir", &mut parser, Direction::parse)?,
+            Long("only") => {
+                let known: Vec<_> = o.forwarders().iter().map(|f| f.label().to_owned()).collect();
+                let keep = |s: &str| known.iter().find(|k| *k == s).cloned();
+                o.only = list("--only", &mut parser, keep)?;
+            }
+            Long("ringtap") => o.ringtap = parser.value()?.into(),
+            Long("ringtap-args") => {
+                let args = parser.value()?.string()?;
+                o.ringtap_args = args.split_whitespace().map(str::to_owned).collect();
+            }
+            Long("json") => o.json = Some(parser.value()?.into()),
+            Long("perf") => o.perf = Some(parser.value()?.into()),
+            Value(word) => words.push(word),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let mut words = words.into_iter();
+    match (words.next().and_then(|w| w.into_string().ok()).as_deref(), words.next(), words.next()) {
+        (None, ..) => Ok(Verb::Help),
+        (Some("tcp"), None, _) => Ok(Verb::Tcp(o)),
+        (Some("ab"), Some(a), Some(b)) if words.next().is_none() => {
+            Ok(Verb::Ab(a.into(), b.into(), o))
+        }
+        (Some("ab"), ..) => Err("ab: two ringtap binaries are needed: ab A B".into()),
+        (Some(verb), ..) => Err(format!("{verb}: no such verb, or too many words after it").into()),
+    }
+}
+
+fn at_least_one(option: &str, parser: &mut lexopt::Parser) -> Result<u32, lexopt::Error> {
+    match parser.value()?.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err(format!("{option}: a number from 1 is needed").into()),
+    }
+}
+
+fn list<T>(
+    option: &str,
+    parser: &mut lexopt::Parser,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, lexopt::Error> {
+    let text = parser.value()?.string()?;
+    text.split(',')
+        .map(|item| read(item).ok_or_else(|| format!("{option}: {item:?} is not known").into()))
+        .collect()
+}

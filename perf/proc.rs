@@ -1,0 +1,96 @@
+//! What /proc says about processes and about the machine.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::{Context, Res};
+
+/// The lab's clock, and its only reading of it.
+#[allow(clippy::disallowed_methods, reason = "a lab measures time; the ban is for the packet path")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// One process's line of /proc/PID/stat.
+struct Stat {
+    parent: u32,
+    /// User and system time in ticks, all threads (those that ended, and io_uring's, included) and
+    /// children that were waited for.
+    ticks: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold blanks and parentheses: proc(5) has the fields after the last one.
+    let fields: Vec<&str> = line.get(line.rfind(')')? + 1..)?.split_whitespace().collect();
+    let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
+    // utime, stime, cutime, cstime are fields 14 to 17; the first after the name is 3.
+    let ticks = (11..=14).map(number).sum::<Option<u64>>()?;
+    Some(Stat { parent: u32::try_from(number(1)?).ok()?, ticks })
+}
+
+/// A process and its descendants that live now: a forwarder is charged for its helpers.
+fn family(pid: u32) -> Res<Vec<u32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+        let Some(p) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        if let Some(s) = stat(p) {
+            parents.push((p, s.parent));
+        }
+    }
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(&parent) = found.get(at) {
+        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(c, _)| *c));
+        at += 1;
+    }
+    Ok(found)
+}
+
+/// CPU-seconds that a process and its descendants have spent.
+pub(crate) fn cpu_secs(pid: u32) -> Res<f64> {
+    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+        .context("clock ticks")?
+        .ok_or("no clock ticks on this machine")?;
+    stat(pid).ok_or_else(|| format!("the forwarder (pid {pid}) is gone"))?;
+    let ticks: u64 = family(pid)?.into_iter().filter_map(stat).map(|s| s.ticks).sum();
+    Ok(ticks as f64 / hertz as f64)
+}
+
+/// `VmRSS` or `VmHWM` of a process and its descendants, KiB. The kernel's own figure: on kernels since 6.2 it
+/// may be behind by some dozens of pages per processor.
+pub(crate) fn memory_kib(pid: u32, field: &str) -> Res<u64> {
+    let one = |pid: u32| -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    one(pid).ok_or_else(|| format!("the forwarder (pid {pid}) is gone"))?;
+    Ok(family(pid)?.into_iter().filter_map(one).sum())
+}
+
+/// Share of the processors' time, in percent, that nobody used while this waited.
+pub(crate) fn idle_percent(wait: Duration) -> Res<f64> {
+    // user nice system idle iowait irq softirq steal (guest time is inside user).
+    let read = || -> Res<(u64, u64)> {
+        let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+        let cpu: Vec<u64> = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .take(8)
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let idle = cpu.iter().skip(3).take(2).sum();
+        Ok((idle, cpu.iter().sum()))
+    };
+    let (idle, all) = read()?;
+    std::thread::sleep(wait);
+    let (idle_then, all_then) = read()?;
+    let spent = all_then.saturating_sub(all).max(1);
+    Ok(100.0 * idle_then.saturating_sub(idle) as f64 / spent as f64)
+}

@@ -1,0 +1,277 @@
+//! One table, one format: what was measured on, medians, spread, ratios.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::cell::Direction;
+use crate::options::Options;
+use crate::rivals::version;
+use crate::{Context, IDLE_LEAST, Res};
+
+/// What the numbers were taken on.
+pub(crate) struct Machine {
+    facts: Vec<(&'static str, String)>,
+}
+
+impl Machine {
+    /// Looks at this one, and at a ringtap.
+    pub(crate) fn look(ringtap: &Path) -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let field = |path: &str, key: &str| {
+            let text = read(path);
+            let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
+            line.split_once(':').map_or("unknown", |(_, v)| v.trim()).to_owned()
+        };
+        let kernel = nix::sys::utsname::uname().map_or("unknown".into(), |u| {
+            format!("{} {}", u.release().to_string_lossy(), u.machine().to_string_lossy())
+        });
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let args: Vec<_> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+        let own = format!("{} ({})", version(ringtap), ringtap.display());
+        Self {
+            facts: vec![
+                ("command", format!("cargo bench --bench perf -- {}", args.join(" "))),
+                ("processor", format!("{}, {cores} cores", field("/proc/cpuinfo", "model name"))),
+                ("memory", field("/proc/meminfo", "MemTotal")),
+                ("kernel", kernel),
+                (
+                    "congestion control",
+                    format!(
+                        "endpoints cubic, forwarders' sockets {}",
+                        read("/proc/sys/net/ipv4/tcp_congestion_control").trim()
+                    ),
+                ),
+                ("ringtap", own),
+                ("slirp4netns", version(Path::new("slirp4netns"))),
+                ("pasta", pasta_version()),
+                ("iperf3", version(Path::new("iperf3"))),
+            ],
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        self.facts
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), json!(v)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.facts
+            .iter()
+            .try_for_each(|(key, value)| writeln!(f, "{:<19} {value}", format!("{key}:")))
+    }
+}
+
+/// Debian's build of 2023 says "unknown version": the package knows better.
+fn pasta_version() -> String {
+    let said = version(Path::new("pasta"));
+    let package =
+        std::process::Command::new("dpkg-query").args(["-W", "-f=${Version}", "passt"]).output();
+    match package {
+        Ok(out) if out.status.success() => {
+            format!("{said}, package passt {}", String::from_utf8_lossy(&out.stdout))
+        }
+        _ => said,
+    }
+}
+
+/// The runs of one forwarder with one MTU in one direction.
+pub(crate) struct Series {
+    /// The forwarder's label.
+    pub(crate) forwarder: String,
+    /// MTU, bytes of IP.
+    pub(crate) mtu: u16,
+    /// Which way.
+    pub(crate) direction: Direction,
+    /// One result per round, failures in their place.
+    pub(crate) runs: Vec<Res<Value>>,
+}
+
+impl Series {
+    /// Without runs yet.
+    pub(crate) fn new(forwarder: &str, mtu: u16, direction: Direction) -> Self {
+        Self { forwarder: forwarder.into(), mtu, direction, runs: Vec::new() }
+    }
+
+    /// A figure of every run, `None` where the run failed or has no such figure.
+    pub(crate) fn figures(&self, key: &str) -> Vec<Option<f64>> {
+        self.runs.iter().map(|r| r.as_ref().ok().and_then(|v| v[key].as_f64())).collect()
+    }
+
+    /// How many runs failed.
+    pub(crate) fn failures(&self) -> usize {
+        self.runs.iter().filter(|r| r.is_err()).count()
+    }
+
+    fn spread(&self, key: &str) -> Option<Spread> {
+        Spread::of(self.figures(key).into_iter().flatten())
+    }
+
+    /// This one's figure over another's, round by round: what drifts from round to round cancels.
+    pub(crate) fn ratio(&self, other: &Self, key: &str) -> Option<Spread> {
+        let pairs = self.figures(key).into_iter().zip(other.figures(key));
+        Spread::of(pairs.filter_map(|(a, b)| Some(a? / b.filter(|b| *b > 0.0)?)))
+    }
+}
+
+/// Median and extremes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    /// Median; of an even number, the mean of the middle two.
+    pub(crate) median: f64,
+    /// Least.
+    pub(crate) min: f64,
+    /// Greatest.
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// Of some numbers; `None` of none.
+    pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut v: Vec<f64> = numbers.into_iter().collect();
+        v.sort_by(f64::total_cmp);
+        let half = v.len() / 2;
+        let upper = *v.get(half)?;
+        let median = if v.len() % 2 == 1 { upper } else { f64::midpoint(v[half - 1], upper) };
+        Some(Self { median, min: *v.first()?, max: *v.last()? })
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+    }
+}
+
+/// One line while the rounds run.
+pub(crate) fn progress(series: &Series, result: &Res<Value>) {
+    let head =
+        format!("  {:>5} {:<4} {:<12}", series.mtu, series.direction.name(), series.forwarder);
+    match result {
+        Ok(v) => {
+            let cpu = v["cpu_secs_per_gb"].as_f64();
+            let cpu = cpu.map_or_else(String::new, |c| format!("  {c:.2} CPU-s/GB"));
+            println!("{head} {:>7.2} Gbit/s{cpu}", v["gbps"].as_f64().unwrap_or_default());
+        }
+        Err(e) => println!("{head} FAILED: {e}"),
+    }
+}
+
+/// The table of forwarders with one MTU in one direction.
+pub(crate) fn table(block: &[Series], options: &Options) {
+    let Some(first) = block.first() else { return };
+    let way = match first.direction {
+        Direction::Up => "guest to host",
+        Direction::Down => "host to guest",
+    };
+    println!(
+        "TCP, IPv4, MTU {}, {way}: {} stream(s) of {} s, {} round(s); median (min..max)",
+        first.mtu, options.streams, options.secs, options.rounds
+    );
+    println!(
+        "  {:<12} {:<22} {:<20} {:<20} {:>6} {:>6} {:>6}  ok",
+        "", "Gbit/s", "of direct", "CPU-s/GB", "RSS MB", "idle", "peak"
+    );
+    let direct = block.iter().find(|s| s.forwarder == "direct");
+    for s in block {
+        let text = |spread: Option<Spread>| spread.map_or("-".into(), |s| s.to_string());
+        let mb =
+            |key| s.spread(key).map_or("-".into(), |s| format!("{:.1}", s.median * 1024.0 / 1e6));
+        println!(
+            "  {:<12} {:<22} {:<20} {:<20} {:>6} {:>6} {:>6}  {}/{}",
+            s.forwarder,
+            text(s.spread("gbps")),
+            text(direct.and_then(|d| s.ratio(d, "gbps"))),
+            text(s.spread("cpu_secs_per_gb")),
+            mb("rss_mid_kib"),
+            mb("rss_idle_kib"),
+            mb("hwm_kib"),
+            s.runs.len() - s.failures(),
+            s.runs.len(),
+        );
+    }
+    if let Some(own) = block.iter().find(|s| s.forwarder == "ringtap") {
+        for rival in block.iter().filter(|s| !["direct", "ringtap"].contains(&s.forwarder.as_str()))
+        {
+            if let Some(ratio) = own.ratio(rival, "gbps") {
+                println!("  ringtap / {}: {ratio}, of paired rounds", rival.forwarder);
+            }
+        }
+    }
+    failures(block);
+    println!();
+}
+
+/// Every failure, under its table: a median of the survivors alone would flatter.
+pub(crate) fn failures(block: &[Series]) {
+    for s in block {
+        for (round, run) in s.runs.iter().enumerate() {
+            if let Err(e) = run {
+                println!("  FAILED {} round {}: {e}", s.forwarder, round + 1);
+            }
+        }
+    }
+}
+
+/// How idle the machine was.
+pub(crate) fn idle_line(idle: &[f64]) {
+    if let Some(s) = Spread::of(idle.iter().copied()) {
+        let busy = if s.min < IDLE_LEAST { "; WARNING: not a quiet machine" } else { "" };
+        println!("idle before each round: {:.0}% ({:.0}..{:.0}){busy}", s.median, s.min, s.max);
+    }
+}
+
+/// Every number there is.
+pub(crate) fn write_json(
+    file: &PathBuf,
+    machine: &Machine,
+    options: &Options,
+    idle: &[f64],
+    series: &[Series],
+) -> Res<()> {
+    let runs = |s: &Series| -> Vec<Value> {
+        s.runs.iter().map(|r| r.clone().unwrap_or_else(|error| json!({ "error": error }))).collect()
+    };
+    let series: Vec<Value> = series
+        .iter()
+        .map(|s| {
+            json!({
+                "forwarder": s.forwarder, "mtu": s.mtu, "direction": s.direction.name(),
+                "runs": runs(s),
+            })
+        })
+        .collect();
+    let all = json!({
+        "machine": machine.to_json(),
+        "rounds": options.rounds, "secs": options.secs, "streams": options.streams,
+        "idle_percent": idle, "series": series,
+    });
+    fs::write(file, format!("{all:#}\n")).context(file.display())
+}
+
+/// The arithmetic, on numbers known beforehand (`--test`).
+pub(crate) fn self_check() -> Res<()> {
+    let odd = Spread::of([3.0, 1.0, 2.0]);
+    let even = Spread::of([4.0, 1.0, 2.0, 3.0]);
+    let runs = |numbers: [Option<f64>; 3]| Series {
+        forwarder: String::new(),
+        mtu: 1500,
+        direction: Direction::Up,
+        runs: numbers.map(|n| n.map(|n| json!({ "gbps": n })).ok_or("failed".into())).into(),
+    };
+    let (a, b) = (runs([Some(2.0), None, Some(9.0)]), runs([Some(1.0), Some(1.0), Some(3.0)]));
+    let ratio = a.ratio(&b, "gbps");
+    let right = odd == Some(Spread { median: 2.0, min: 1.0, max: 3.0 })
+        && even == Some(Spread { median: 2.5, min: 1.0, max: 4.0 })
+        && Spread::of([]).is_none()
+        && ratio == Some(Spread { median: 2.5, min: 2.0, max: 3.0 })
+        && a.failures() == 1;
+    if right { Ok(()) } else { Err(format!("report: {odd:?} {even:?} {ratio:?}")) }
+}
