@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::cell::Direction;
 use crate::options::Options;
 use crate::report::{Machine, Series, Spread};
-use crate::rivals::Forwarder;
+use crate::rivals::{Forwarder, version};
 use crate::{Res, idle_before, need_root, report};
 
 /// The fewest rounds that can carry a verdict. Were the two alike, all of five rounds would agree by
@@ -20,7 +20,7 @@ pub(crate) fn run(a: &Path, b: &Path, options: &Options) -> Res<()> {
     }
     let machine = Machine::look(a);
     print!("{machine}");
-    println!("A: {}\nB: {}", a.display(), b.display());
+    println!("A: {} ({})\nB: {} ({})", a.display(), version(a), b.display(), version(b));
     let sides = [("A", a), ("B", b)].map(|(l, p)| Forwarder::ringtap(l, p, &options.ringtap_args));
     let mut series = Vec::new();
     for &mtu in &options.mtus {
@@ -60,15 +60,17 @@ fn print_pair(pair: &[Series]) {
         Direction::Down => "host to guest",
     };
     println!("TCP, IPv4, MTU {}, {way}: median (min..max)", a.mtu);
-    // What it is called, its key, and whether more of it is better.
-    for (what, key, more) in [
-        ("Gbit/s", "gbps", true),
-        ("CPU-s/GB", "cpu_secs_per_gb", false),
-        ("RSS KiB", "rss_mid_kib", false),
-        ("peak KiB", "hwm_kib", false),
+    let mb = 1024.0 / 1e6;
+    // What it is called, its key, its unit in ours, and whether more of it is better.
+    for (what, key, unit, more) in [
+        ("Gbit/s", "gbps", 1.0, true),
+        ("CPU-s/GB", "cpu_secs_per_gb", 1.0, false),
+        ("RSS MB", "rss_mid_kib", mb, false),
+        ("peak MB", "hwm_kib", mb, false),
     ] {
         let text = |s: &Series| {
-            Spread::of(s.figures(key).into_iter().flatten()).map_or("-".into(), |s| s.to_string())
+            Spread::of(s.figures(key).into_iter().flatten().map(|n| n * unit))
+                .map_or_else(|| "-".into(), |s| s.to_string())
         };
         let verdict = verdict(&a.figures(key), &b.figures(key), more);
         println!("  {what:<9} A {:<28} B {:<28} {verdict}", text(a), text(b));

@@ -1,7 +1,7 @@
 //! Traffic, and what the forwarder spends on it.
 //!
 //! A load gives one JSON object. `tcp`: `gbps`, `bytes`, `secs` (the receiver's), `retransmits` (the
-//! sender's), and unless the cell is direct: `cpu_secs`, `cpu_secs_per_gb`, `rss_mid_kib`, `rss_idle_kib`,
+//! sender's), `mss` (the client's: tells whether the MTU took effect), and unless the cell is direct: `cpu_secs`, `cpu_secs_per_gb`, `rss_mid_kib`, `rss_idle_kib`,
 //! `hwm_kib` of the forwarder. A later load (datagrams, round trips, connections, start) is one more arm
 //! here with keys of its own.
 
@@ -160,6 +160,7 @@ fn read_iperf(text: &str) -> Res<Value> {
         "bytes": field("bytes")?,
         "secs": field("seconds")?,
         "retransmits": v["end"]["sum_sent"]["retransmits"],
+        "mss": v["start"]["tcp_mss_default"],
     }))
 }
 

@@ -133,7 +133,7 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
                 let keep = |s: &str| known.iter().find(|k| *k == s).cloned();
                 o.only = list("--only", &mut parser, keep)?;
             }
-            Long("ringtap") => o.ringtap = parser.value()?.into(),
+            Long("ringtap") => o.ringtap = binary("--ringtap", parser.value()?)?,
             Long("ringtap-args") => {
                 let args = parser.value()?.string()?;
                 o.ringtap_args = args.split_whitespace().map(str::to_owned).collect();
@@ -149,10 +149,20 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
         (None, ..) => Ok(Verb::Help),
         (Some("tcp"), None, _) => Ok(Verb::Tcp(o)),
         (Some("ab"), Some(a), Some(b)) if words.next().is_none() => {
-            Ok(Verb::Ab(a.into(), b.into(), o))
+            Ok(Verb::Ab(binary("ab", a)?, binary("ab", b)?, o))
         }
         (Some("ab"), ..) => Err("ab: two ringtap binaries are needed: ab A B".into()),
         (Some(verb), ..) => Err(format!("{verb}: no such verb, or too many words after it").into()),
+    }
+}
+
+/// A program that is there: told now, not once per cell.
+fn binary(option: &str, path: OsString) -> Result<PathBuf, lexopt::Error> {
+    let path = PathBuf::from(path);
+    match std::path::absolute(&path).and_then(|p| Ok((p.metadata()?, p))) {
+        Ok((meta, absolute)) if meta.is_file() => Ok(absolute),
+        Ok(_) => Err(format!("{option}: {} is not a file", path.display()).into()),
+        Err(e) => Err(format!("{option}: {}: {e}", path.display()).into()),
     }
 }
 

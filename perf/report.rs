@@ -25,9 +25,10 @@ impl Machine {
             let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
             line.split_once(':').map_or("unknown", |(_, v)| v.trim()).to_owned()
         };
-        let kernel = nix::sys::utsname::uname().map_or("unknown".into(), |u| {
-            format!("{} {}", u.release().to_string_lossy(), u.machine().to_string_lossy())
-        });
+        let kernel = nix::sys::utsname::uname().map_or_else(
+            |_| "unknown".into(),
+            |u| format!("{} {}", u.release().to_string_lossy(), u.machine().to_string_lossy()),
+        );
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let args: Vec<_> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
         let own = format!("{} ({})", version(ringtap), ringtap.display());
@@ -181,9 +182,10 @@ pub(crate) fn table(block: &[Series], options: &Options) {
     );
     let direct = block.iter().find(|s| s.forwarder == "direct");
     for s in block {
-        let text = |spread: Option<Spread>| spread.map_or("-".into(), |s| s.to_string());
-        let mb =
-            |key| s.spread(key).map_or("-".into(), |s| format!("{:.1}", s.median * 1024.0 / 1e6));
+        let text = |spread: Option<Spread>| spread.map_or_else(|| "-".into(), |s| s.to_string());
+        let mb = |key| {
+            s.spread(key).map_or_else(|| "-".into(), |s| format!("{:.1}", s.median * 1024.0 / 1e6))
+        };
         println!(
             "  {:<12} {:<22} {:<20} {:<20} {:>6} {:>6} {:>6}  {}/{}",
             s.forwarder,
@@ -212,9 +214,9 @@ pub(crate) fn table(block: &[Series], options: &Options) {
 /// Every failure, under its table: a median of the survivors alone would flatter.
 pub(crate) fn failures(block: &[Series]) {
     for s in block {
-        for (round, run) in s.runs.iter().enumerate() {
+        for (at, run) in s.runs.iter().enumerate() {
             if let Err(e) = run {
-                println!("  FAILED {} round {}: {e}", s.forwarder, round + 1);
+                println!("  FAILED {} run {}: {e}", s.forwarder, at + 1);
             }
         }
     }
@@ -264,7 +266,9 @@ pub(crate) fn self_check() -> Res<()> {
         forwarder: String::new(),
         mtu: 1500,
         direction: Direction::Up,
-        runs: numbers.map(|n| n.map(|n| json!({ "gbps": n })).ok_or("failed".into())).into(),
+        runs: numbers
+            .map(|n| n.map(|n| json!({ "gbps": n })).ok_or_else(|| "failed".into()))
+            .into(),
     };
     let (a, b) = (runs([Some(2.0), None, Some(9.0)]), runs([Some(1.0), Some(1.0), Some(3.0)]));
     let ratio = a.ratio(&b, "gbps");
