@@ -1,0 +1,166 @@
+//! The TAP: made or adopted, with virtio header and every offload that the kernel knows.
+//!
+//! A TAP with two holders splits the guest's traffic between them without a word, so one that is in use is
+//! refused: the kernel does so for a TAP with one queue (`EBUSY`), and for one with several the count of
+//! held queues tells. A holder that comes after us cannot be detected.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::{Context, Failure, sys};
+use crate::limits::VNET_LEN;
+use crate::worker::TapQueue;
+
+/// linux/if_tun.h
+const CSUM: u32 = 0x01;
+const TSO4: u32 = 0x02;
+const TSO6: u32 = 0x04;
+const TSO_ECN: u32 = 0x08;
+const USO4: u32 = 0x20;
+const USO6: u32 = 0x40;
+
+/// What to ask for, best first. USO came with Linux 6.2, and only as a pair; TSO wants CSUM.
+/// UFO and the tunnel offloads are left off: we have no use for such frames.
+const OFFLOADS: [u32; 5] = [
+    CSUM | TSO4 | TSO6 | TSO_ECN | USO4 | USO6,
+    CSUM | TSO4 | TSO6 | TSO_ECN,
+    CSUM | TSO4 | TSO6,
+    CSUM,
+    0,
+];
+
+/// Makes the TAP `name` in the network namespace that this process is in, or attaches to it where it
+/// exists.
+///
+/// # Errors
+/// No `/dev/net/tun`, no such right, or a TAP that is in use or of another kind.
+pub fn open(name: &str) -> Result<Vec<TapQueue>, Failure> {
+    let fd = open_device()?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    refuse_shared(name, 0)?;
+    let mut result = sys::tun_attach(fd.as_fd(), name, flags);
+    // One that was made with several queues can only be joined so (and the other way round).
+    if errno(&result) == Some(libc::EINVAL) {
+        result = sys::tun_attach(fd.as_fd(), name, flags | libc::IFF_MULTI_QUEUE);
+    }
+    match errno(&result) {
+        None => {}
+        Some(libc::EBUSY) => return Err(in_use(name)),
+        Some(libc::EINVAL) => {
+            return Err(Failure::new(format!(
+                "attach to TAP {name}: an interface of this name exists and is no TAP (or one with other flags): choose another name"
+            )));
+        }
+        Some(libc::EPERM) => {
+            return Err(Failure::new(format!(
+                "make TAP {name}: operation not permitted: it needs CAP_NET_ADMIN in the user namespace that owns the network namespace (see --userns), and an existing TAP must not belong to another user"
+            )));
+        }
+        Some(_) => result.context(|| format!("make TAP {name}"))?,
+    }
+    refuse_shared(name, 1)?;
+    Ok(vec![set_up(fd, name)?])
+}
+
+/// Takes an open TAP that the caller has made, and a second descriptor of it when it outlives us.
+///
+/// # Errors
+/// The descriptor is no TAP, or of a kind we cannot speak.
+pub fn adopt(fd: OwnedFd) -> Result<(TapQueue, Option<OwnedFd>), Failure> {
+    let (name, flags) = sys::tun_flags(fd.as_fd())
+        .context(|| "TAP descriptor: not an open TAP that is attached to an interface")?;
+    if flags & libc::IFF_TAP == 0 {
+        return Err(Failure::new(format!("TAP descriptor: {name} is a TUN, not a TAP")));
+    }
+    if flags & libc::IFF_NO_PI == 0 {
+        return Err(Failure::new(format!(
+            "TAP descriptor: {name} was made without IFF_NO_PI: frames with that header are not supported"
+        )));
+    }
+    let queue = set_up(fd, &name)?;
+    let second = persistent(&queue)?;
+    Ok((queue, second))
+}
+
+/// A second descriptor of a TAP that outlives us, for [`leave`].
+///
+/// # Errors
+/// No descriptor is free.
+pub fn persistent(queue: &TapQueue) -> Result<Option<OwnedFd>, Failure> {
+    let (_, flags) = sys::tun_flags(queue.fd.as_fd()).context(|| "ask the TAP for its flags")?;
+    if flags & libc::IFF_PERSIST == 0 {
+        return Ok(None);
+    }
+    queue.fd.try_clone().context(|| "duplicate the TAP's descriptor").map(Some)
+}
+
+/// Leaves a TAP that outlives us as the next holder expects it. The kernel would keep the offloads on,
+/// and hand segments of 64 KiB to a holder that knows no virtio header.
+pub fn leave(tap: BorrowedFd<'_>) {
+    // Fails when the interface is gone: then there is nothing to leave.
+    let _ = sys::tun_offloads(tap, 0);
+}
+
+/// Sees which form the TAP really has (the first holder's flags count, later ones are ignored
+/// without an error) and turns on what it can.
+fn set_up(fd: OwnedFd, name: &str) -> Result<TapQueue, Failure> {
+    let (_, flags) =
+        sys::tun_flags(fd.as_fd()).context(|| format!("ask TAP {name} for its flags"))?;
+    let vnet = flags & libc::IFF_VNET_HDR != 0;
+    if !vnet {
+        tracing::warn!("TAP {name} has no virtio header: slow");
+        sys::tun_offloads(fd.as_fd(), 0).context(|| format!("turn off offloads of TAP {name}"))?;
+        return Ok(TapQueue { fd, vnet });
+    }
+    // The length is the device's, not the descriptor's: an earlier holder may have left another.
+    sys::tun_header_len(fd.as_fd(), VNET_LEN)
+        .context(|| format!("set the virtio header of TAP {name}"))?;
+    let accepted = OFFLOADS.iter().find(|&&o| sys::tun_offloads(fd.as_fd(), o).is_ok());
+    if accepted != OFFLOADS.first() {
+        tracing::warn!("TAP {name} takes only offloads {:#x}: slower", accepted.unwrap_or(&0));
+    }
+    Ok(TapQueue { fd, vnet })
+}
+
+fn open_device() -> Result<OwnedFd, Failure> {
+    const DEVICE: &str = "/dev/net/tun";
+    let result = OpenOptions::new().read(true).write(true).open(DEVICE);
+    let remedy = match result.as_ref().err().and_then(io::Error::raw_os_error) {
+        None => "",
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            ": the kernel's tun module is missing (modprobe tun), or this container was not given the device"
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            ": it should be open to all users: chmod 0666 /dev/net/tun"
+        }
+        Some(_) => "",
+    };
+    Ok(result
+        .context(|| format!("open {DEVICE}"))
+        .map_err(|e| Failure::new(format!("{e}{remedy}")))?
+        .into())
+}
+
+/// Refuses a TAP with more holders than we are.
+fn refuse_shared(name: &str, ours: u32) -> Result<(), Failure> {
+    let any = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .context(|| "make a socket")?;
+    match sys::queues_held(any.as_fd(), name) {
+        Some(held) if held > ours => Err(in_use(name)),
+        _ => Ok(()),
+    }
+}
+
+fn in_use(name: &str) -> Failure {
+    Failure::new(format!(
+        "attach to TAP {name}: another process holds it, and two holders would split the traffic: end that process, or choose another name"
+    ))
+}
+
+fn errno<T>(result: &io::Result<T>) -> Option<i32> {
+    result.as_ref().err().map(|e| e.raw_os_error().unwrap_or(Errno::EIO as i32))
+}
