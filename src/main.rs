@@ -13,9 +13,7 @@ use ringtap::control::{self, End};
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Forward(config, lines)) => {
-            for line in lines {
-                print(&format!("{line}\n"));
-            }
+            lines.iter().for_each(|line| print(line));
             forward(&config)
         }
         Ok(Command::Print(text)) => {
@@ -25,7 +23,7 @@ fn main() -> ExitCode {
         Ok(Command::Doctor) => ExitCode::FAILURE,
         Err(refusal) => {
             print(&refusal.stdout);
-            let _ = std::io::stderr().write_all(refusal.stderr.as_bytes());
+            complain(&refusal.stderr);
             ExitCode::from(refusal.code)
         }
     }
@@ -59,12 +57,11 @@ fn forward(config: &Config) -> ExitCode {
             ExitCode::FAILURE
         }
         End::Failed(failure) => {
-            let mut line = match config.personality {
-                Personality::Native => format!("ringtap: {failure}\n"),
-                Personality::Slirp4netns => format!("{failure}\nchild failed(1)\n"),
-            };
-            line = line.replace('\0', "");
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            match config.personality {
+                Personality::Native => complain(&format!("ringtap: {failure}")),
+                // Callers log it; the second line is what it says whenever the guest cannot be had.
+                Personality::Slirp4netns => complain(&format!("{failure}\nchild failed(1)")),
+            }
             ExitCode::FAILURE
         }
     }
@@ -79,8 +76,17 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Prints; a reader that has gone is no error.
+/// Prints a text on stdout, if there is one; a reader that has gone is no error.
 fn print(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if !text.is_empty() {
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+}
+
+/// Prints a line on stderr, if there is one.
+fn complain(line: &str) {
+    if !line.is_empty() {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }

@@ -63,7 +63,7 @@ impl ResolvConf {
         };
         let unstaged = umount2(STAGE, MntFlags::MNT_DETACH);
         let this = result.context(|| {
-            format!("give the command a {RESOLV_CONF} (--disable-dns leaves it as it is)")
+            format!("give the command a {RESOLV_CONF} (--no-dns leaves it as it is)")
         })?;
         unstaged.context(|| "unmount the tmpfs")?;
         Ok(this)
