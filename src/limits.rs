@@ -85,6 +85,17 @@ pub const UDP_IDLE: Millis = Millis::secs(240);
 pub const PING_IDLE: Millis = Millis::secs(60);
 /// Endpoints one UDP mapping remembers having sent to (its filter); the oldest makes room.
 pub const UDP_PEERS_MAX: usize = 256;
+/// Datagrams that one frame of the guest may carry at most as a run (`UDP_MAX_SEGMENTS` of
+/// linux/udp.h: 128, and 64 before 6.9).
+pub const UDP_RUN_MAX: usize = 128;
+/// Datagrams that leave by one send (`UDP_SEGMENT`): what every kernel takes.
+pub const UDP_SEND_SEGMENTS: usize = 64;
+/// Bytes that leave by one send of a run. A total of 65507 is cut in software on its way (kernel 6.18);
+/// this much stays whole.
+pub const UDP_SEND_BYTES: usize = 65000;
+/// Bytes of socket buffer asked for each way of a datagram socket; the kernel gives at most
+/// `net.core.rmem_max` and `wmem_max`.
+pub const SOCKET_BUFFER: usize = 1 << 20;
 /// Datagrams to the guest that may queue in one turn for one mapping.
 pub const REASSEMBLIES_MAX: usize = 16;
 /// Time a fragmented datagram may take to arrive (RFC 1122 3.3.2 gives 60 to 120 s; this path is memory).

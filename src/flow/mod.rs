@@ -19,6 +19,7 @@
 
 pub mod icmp;
 pub mod key;
+pub mod peers;
 pub mod ping;
 pub mod table;
 pub mod tcp;

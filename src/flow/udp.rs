@@ -1,50 +1,209 @@
-//! UDP.
-use std::net::SocketAddr;
+//! UDP: one mapping per guest endpoint.
+//!
+//! # Theory of operation
+//!
+//! A guest's (address, port) has one host socket for all it talks to (endpoint-independent mapping, RFC 4787
+//! REQ-1), and hears only from endpoints it has sent to ([`Peers`]). Datagrams pass as they are: in either
+//! direction the slot that the kernel filled is the slot it takes the bytes from.
+//!
+//! What the host's network says about a datagram (the socket's error queue), or the host's kernel
+//! when it refuses one, reaches the guest as the ICMP error it would have seen itself.
+use std::net::{IpAddr, SocketAddr};
 
+use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
-use super::{Ctx, DgramEvent, DgramKind, FlowId, Next, SendOpts};
+use super::peers::Peers;
+use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
 use crate::arena::Slot;
-use crate::frame::Mac;
+use crate::frame::build::{self, Out};
+use crate::frame::{Mac, Pair};
+use crate::limits::{IP_LEN_MAX, UDP_IDLE, UDP_RUN_MAX};
+use crate::stats::Drop;
+use crate::time::Time;
+
+/// Bytes of a UDP header.
+const HEADER: usize = 8;
+/// TTL of a datagram to the guest when its own is not known.
+pub(super) const TTL_UNKNOWN: u8 = 64;
 
 /// One mapping.
 #[derive(Debug)]
-pub struct UdpFlow {}
+pub struct UdpFlow {
+    mac: Mac,
+    peers: Peers,
+    /// Last datagram either way.
+    used: Time,
+}
 
 impl UdpFlow {
     /// A mapping for a guest behind this MAC.
-    pub fn new(_mac: Mac) -> Self {
-        Self {}
+    pub fn new(mac: Mac) -> Self {
+        Self { mac, peers: Peers::new(), used: Time(0) }
     }
+
     /// Kind of socket for a guest endpoint.
     pub fn kind(guest: &SocketAddr) -> DgramKind {
         if guest.is_ipv4() { DgramKind::Udp4 } else { DgramKind::Udp6 }
     }
+
     /// A datagram of the guest to `to`, which policy has translated to `host`.
-    #[expect(clippy::too_many_arguments, reason = "stub")]
+    #[expect(clippy::too_many_arguments, reason = "all of a header")]
     pub fn handle_datagram(
         &mut self,
-        _ctx: &mut Ctx<'_>,
-        _id: FlowId,
-        _mac: Mac,
-        _to: SocketAddr,
-        _host: SocketAddr,
-        _slot: Slot,
-        _opts: SendOpts,
+        ctx: &mut Ctx<'_>,
+        id: FlowId,
+        mac: Mac,
+        to: SocketAddr,
+        host: SocketAddr,
+        slot: Slot,
+        mut opts: SendOpts,
     ) -> Next {
-        Next::Live(None)
+        let Some(segment) = run(slot.len(), opts.segment) else {
+            ctx.stats.drop(Drop::Malformed);
+            return self.alive();
+        };
+        if opts.ttl == 0 {
+            ctx.stats.drop(Drop::Malformed);
+            return self.alive();
+        }
+        opts.segment = segment;
+        opts.df = opts.df && fits(ctx, &to, slot.len(), segment);
+        self.mac = mac;
+        self.used = ctx.now;
+        self.peers.remember(host, to);
+        ctx.actions.push(Action::DgramSend { flow: id, slot, to: host, opts });
+        self.alive()
     }
+
     /// What the worker reports.
     pub fn handle_event(
         &mut self,
-        _ctx: &mut Ctx<'_>,
+        ctx: &mut Ctx<'_>,
         _id: FlowId,
-        _key: &FlowKey,
-        _event: DgramEvent,
+        key: &FlowKey,
+        event: DgramEvent,
     ) -> Next {
-        Next::Live(None)
+        match event {
+            DgramEvent::Failed(errno) => {
+                icmp::refused(ctx);
+                if let (Some(to), Some(why)) = (self.peers.newest(), icmp::from_errno(errno.0)) {
+                    self.report(ctx, key, to, 0, None, why);
+                }
+                return Next::Close { reset: false };
+            }
+            DgramEvent::Refused { slot, to, errno } => {
+                icmp::refused(ctx);
+                // Too big: the error queue tells that too, and knows the MTU.
+                if let (Some(to), Some(why)) = (self.peers.shown(to), icmp::from_errno(errno.0)) {
+                    self.report(ctx, key, to, slot.len(), None, why);
+                }
+            }
+            DgramEvent::Received { slot, from, ttl, tos, segment } => {
+                self.deliver(ctx, key, slot, from, ttl, tos, segment);
+            }
+            DgramEvent::Error(error) => self.handle_error(ctx, key, &error),
+        }
+        self.alive()
     }
+
     /// The deadline has come (or a little earlier).
-    pub fn handle_timeout(&mut self, _ctx: &mut Ctx<'_>) -> Next {
-        Next::Live(None)
+    pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) -> Next {
+        if ctx.now - self.used >= UDP_IDLE {
+            return Next::Close { reset: false };
+        }
+        self.alive()
     }
+
+    fn alive(&self) -> Next {
+        Next::Live(Some(self.used + UDP_IDLE))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of a header")]
+    fn deliver(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        key: &FlowKey,
+        mut slot: Slot,
+        from: SocketAddr,
+        ttl: Option<u8>,
+        tos: u8,
+        segment: u16,
+    ) {
+        let Some(shown) = self.peers.shown(from) else {
+            return ctx.stats.drop(Drop::Unsolicited);
+        };
+        let guest = key.guest();
+        let Some(pair) = Pair::new(shown.ip(), guest.ip()) else {
+            return ctx.stats.drop(Drop::Malformed);
+        };
+        // IPv6 jumbograms (RFC 2675) have no place here.
+        let header = if guest.is_ipv4() { pair.header_len() + HEADER } else { HEADER };
+        if slot.len() > IP_LEN_MAX - header {
+            return ctx.stats.drop(Drop::Malformed);
+        }
+        self.used = ctx.now;
+        let out = Out {
+            eth_src: ctx.net.gateway_mac,
+            eth_dst: self.mac,
+            pair,
+            ttl: ttl.unwrap_or(TTL_UNKNOWN),
+            tos,
+            df: false,
+        };
+        build::udp(&mut slot, &out, shown.port(), guest.port(), segment);
+        ctx.write(slot);
+    }
+
+    fn handle_error(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, error: &DgramError) {
+        let Some(shown) = self.peers.shown(error.to) else {
+            return ctx.stats.drop(Drop::Unsolicited);
+        };
+        let Some(why) = icmp::translate(error) else { return };
+        self.report(ctx, key, shown, 0, offender(error, shown.ip()), why);
+    }
+
+    /// Tells the guest what became of a datagram of `len` bytes (0: not known) to `to`.
+    fn report(
+        &self,
+        ctx: &mut Ctx<'_>,
+        key: &FlowKey,
+        to: SocketAddr,
+        len: usize,
+        from: Option<IpAddr>,
+        why: Unreachable,
+    ) {
+        let guest = key.guest();
+        let mut header = [0; HEADER];
+        header[0..2].copy_from_slice(&guest.port().to_be_bytes());
+        header[2..4].copy_from_slice(&to.port().to_be_bytes());
+        header[4..6].copy_from_slice(&((HEADER + len) as u16).to_be_bytes());
+        icmp::about(ctx, self.mac, guest, to, 17, &header, from, why);
+    }
+}
+
+/// Who has sent an ICMP error, as the guest knows it: the peer itself goes by the name that it has
+/// for the guest.
+pub(super) fn offender(error: &DgramError, shown: IpAddr) -> Option<IpAddr> {
+    match error.offender {
+        Some(offender) if offender == error.to.ip() => Some(shown),
+        other => other,
+    }
+}
+
+/// Whether each datagram fits the guest's MTU. What does not, the guest has sent in fragments, so it
+/// may be fragmented on the host's side as well; "don't fragment" can only have meant the pieces (and
+/// IPv6 says it always).
+pub(super) fn fits(ctx: &Ctx<'_>, to: &SocketAddr, len: usize, segment: u16) -> bool {
+    let datagram = if segment == 0 { len } else { usize::from(segment) };
+    let headers = if to.is_ipv4() { 20 } else { 40 } + HEADER;
+    datagram + headers <= usize::from(ctx.net.mtu)
+}
+
+/// Checks the segment size of a run of `len` bytes, which the guest can have made up: 0 when it is
+/// a single datagram after all; `None` when it is more datagrams than a kernel would put in one frame.
+fn run(len: usize, segment: u16) -> Option<u16> {
+    if segment == 0 || len <= usize::from(segment) {
+        return Some(0);
+    }
+    (len.div_ceil(usize::from(segment)) <= UDP_RUN_MAX).then_some(segment)
 }

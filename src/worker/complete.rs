@@ -25,7 +25,11 @@ impl Worker {
                 self.sock_op(op, flow, result, flags);
                 Ok(())
             }
-            Some(Token::DgramSend(_) | Token::Cancel) | None => Ok(()),
+            Some(Token::DgramSend { index, part }) => {
+                self.dgram_sent(index, part, result);
+                Ok(())
+            }
+            Some(Token::Cancel) | None => Ok(()),
         }
     }
 
@@ -66,11 +70,13 @@ impl Worker {
     }
 
     fn sock_op(&mut self, op: Op, flow: FlowId, result: i32, flags: u32) {
+        if matches!(op, Op::Data | Op::ErrQueue) {
+            return self.dgram_op(op, flow, result, flags);
+        }
         // A receive's slot is taken in any case, or the ring would lose it.
         let slot = cqueue::buffer_select(flags).and_then(|bid| match op {
             Op::Recv => self.from_host.take(bid, result.max(0) as usize),
-            Op::Data | Op::ErrQueue => self.dgrams.take(bid, result.max(0) as usize),
-            Op::Connect | Op::Send | Op::PollOut | Op::PollError => None,
+            _ => None,
         });
         let Some(Some(sock)) = self.socks.get_mut(flow.index as usize) else { return };
         if sock.generation != flow.generation {

@@ -18,7 +18,9 @@
 //! The number of workers is one in this version; nothing here is global, and a flow's owner is the
 //! worker that holds it.
 
+mod cmsg;
 mod complete;
+mod dgram;
 mod ring;
 mod sock;
 mod submit;
@@ -41,6 +43,7 @@ use crate::limits::{HEADROOM, HOST_SLOTS, TAP_SLOTS, VNET_LEN};
 use crate::stack::Stack;
 use crate::stats::Stats;
 use crate::time::Time;
+use dgram::Sending;
 use ring::{BufRing, Ring};
 use sock::Sock;
 use submit::Scratch;
@@ -152,6 +155,8 @@ struct Worker {
     dgrams: BufRing,
     /// TAP writes in flight, by index; the slot, and the flow that wants it back.
     writes: InFlight<(Slot, Option<FlowId>)>,
+    /// Datagram sends in flight, by index.
+    dgram_sends: InFlight<Sending>,
     socks: Vec<Option<Sock>>,
     /// Headers and addresses of this turn's submissions.
     scratch: Scratch,
@@ -194,6 +199,7 @@ impl Worker {
             dgrams: BufRing::new(&ring, 2, HOST_SLOTS, &pools.large, 0)?,
             ring,
             writes: InFlight::new(),
+            dgram_sends: InFlight::new(),
             socks: Vec::new(),
             scratch: Scratch::new(),
             stack,
@@ -308,6 +314,10 @@ impl<T> InFlight<T> {
         }
         self.items.push(Some(item));
         self.items.len() as u32 - 1
+    }
+
+    fn get(&mut self, index: u32) -> Option<&mut T> {
+        self.items.get_mut(index as usize)?.as_mut()
     }
 
     fn take(&mut self, index: u32) -> Option<T> {

@@ -20,7 +20,7 @@ pub(super) struct Sock {
     /// [`Op`]s in flight, as bits.
     ops: u8,
     /// Datagram sends in flight.
-    pub(super) sends: u16,
+    pub(super) sends: u32,
     /// To be closed when nothing is in flight any more.
     pub(super) closing: bool,
     /// Ops that were asked for but ended for want of a buffer, to be submitted again.

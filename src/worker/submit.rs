@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{opcode, types};
 use socket2::SockAddr;
 
+use super::cmsg::SEND_CONTROL;
 use super::sock::{self, Sock};
 use super::token::{Op, Token};
 use super::{Notice, Worker};
@@ -26,10 +27,24 @@ pub(super) struct Scratch {
 }
 
 /// One `msghdr` with all it points to.
-struct Msg {
-    hdr: libc::msghdr,
-    iov: [libc::iovec; SEND_SLOTS],
-    addr: SockAddr,
+pub(super) struct Msg {
+    pub(super) hdr: libc::msghdr,
+    pub(super) iov: [libc::iovec; SEND_SLOTS],
+    pub(super) addr: SockAddr,
+    pub(super) control: Control,
+}
+
+/// Control messages, aligned as the kernel's `struct cmsghdr`.
+#[repr(align(8))]
+pub(super) struct Control(pub(super) [u8; SEND_CONTROL]);
+
+impl Msg {
+    pub(super) fn new() -> Self {
+        // SAFETY: all-zero bytes are a valid `msghdr` and valid iovecs (null, length 0).
+        let (hdr, iov) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        let addr = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], 0)));
+        Self { hdr, iov, addr, control: Control([0; SEND_CONTROL]) }
+    }
 }
 
 impl Scratch {
@@ -42,12 +57,9 @@ impl Scratch {
         self.used = 0;
     }
 
-    fn next(&mut self) -> &mut Msg {
+    pub(super) fn next(&mut self) -> &mut Msg {
         if self.used == self.msgs.len() {
-            // SAFETY: all-zero bytes are a valid `msghdr` and valid iovecs (null, length 0).
-            let (hdr, iov) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-            let addr = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], 0)));
-            self.msgs.push(Box::new(Msg { hdr, iov, addr }));
+            self.msgs.push(Box::new(Msg::new()));
         }
         self.used += 1;
         &mut self.msgs[self.used - 1]
@@ -71,7 +83,8 @@ impl Worker {
                 }
                 Ok(())
             }
-            Action::DgramOpen { .. } | Action::DgramSend { .. } => Ok(()),
+            Action::DgramOpen { flow, kind } => self.dgram_open(flow, kind),
+            Action::DgramSend { flow, slot, to, opts } => self.dgram_send(flow, slot, to, opts),
             Action::Close { flow, reset } => self.close(flow, reset),
             Action::DnsUsed => {
                 let _ = self.notices.send(Notice::DnsUsed);
@@ -84,6 +97,15 @@ impl Worker {
     pub(super) fn sock(&mut self, flow: FlowId) -> Option<&mut Sock> {
         let sock = self.socks.get_mut(flow.index as usize)?.as_mut()?;
         (sock.generation == flow.generation && !sock.closing).then_some(sock)
+    }
+
+    /// Keeps a flow's new socket.
+    pub(super) fn put_sock(&mut self, flow: FlowId, sock: Sock) {
+        let index = flow.index as usize;
+        if self.socks.len() <= index {
+            self.socks.resize_with(index + 1, || None);
+        }
+        self.socks[index] = Some(sock);
     }
 
     fn tap_write(&mut self, mut slot: Slot, keep: Option<FlowId>) -> io::Result<()> {
@@ -159,15 +181,11 @@ impl Worker {
                 return Ok(());
             }
         };
-        let index = flow.index as usize;
-        if self.socks.len() <= index {
-            self.socks.resize_with(index + 1, || None);
-        }
         let mut sock = Sock::new(fd, flow.generation);
         sock.begin(Op::Connect);
         let raw = sock.raw();
         // A second try (the next resolver) replaces a socket that has nothing in flight.
-        self.socks[index] = Some(sock);
+        self.put_sock(flow, sock);
         let msg = self.scratch.next();
         msg.addr = SockAddr::from(to);
         let entry = opcode::Connect::new(types::Fd(raw), msg.addr.as_ptr().cast(), msg.addr.len())
@@ -279,7 +297,10 @@ impl Worker {
     /// Refills the provided rings and arms what has ended.
     pub(super) fn rearm(&mut self) -> io::Result<()> {
         self.from_host.refill();
-        self.dgrams.refill();
+        // Without a buffer it would end again at once; the turn that brings one back arms.
+        if self.dgrams.refill() {
+            self.rearm_dgrams()?;
+        }
         if self.from_tap.refill() && self.tap_idle {
             self.tap_idle = false;
             let fd = types::Fd(self.tap_fd());

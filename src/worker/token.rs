@@ -14,8 +14,13 @@ pub(super) enum Token {
     Wake,
     /// A cancellation, whose own result says nothing.
     Cancel,
-    /// A datagram send; the index into the datagrams in flight.
-    DgramSend(u32),
+    /// A part of a datagram send.
+    DgramSend {
+        /// Index into the datagrams in flight.
+        index: u32,
+        /// Which part.
+        part: u32,
+    },
     /// An operation on a flow's socket.
     Sock(Op, FlowId),
 }
@@ -58,7 +63,7 @@ impl Token {
             Self::TapWrite(index) => (TAP_WRITE, index, 0),
             Self::Wake => (WAKE, 0, 0),
             Self::Cancel => (CANCEL, 0, 0),
-            Self::DgramSend(index) => (DGRAM_SEND, index, 0),
+            Self::DgramSend { index, part } => (DGRAM_SEND, index, part),
             Self::Sock(op, id) => (op as u8, id.index, id.generation),
         };
         u64::from(kind) << 56 | u64::from(index & 0xff_ffff) << 32 | u64::from(generation)
@@ -73,7 +78,7 @@ impl Token {
             TAP_WRITE => Self::TapWrite(index),
             WAKE => Self::Wake,
             CANCEL => Self::Cancel,
-            DGRAM_SEND => Self::DgramSend(index),
+            DGRAM_SEND => Self::DgramSend { index, part: data as u32 },
             1 => Self::Sock(Op::Connect, id),
             2 => Self::Sock(Op::Send, id),
             4 => Self::Sock(Op::Recv, id),
@@ -97,7 +102,7 @@ mod tests {
             [Op::Connect, Op::Send, Op::Recv, Op::PollOut, Op::PollError, Op::Data, Op::ErrQueue];
         let mut tokens: Vec<_> = ops.map(|op| Token::Sock(op, id)).into();
         tokens.extend([Token::TapRead, Token::TapWrite(7), Token::Wake, Token::Cancel]);
-        tokens.push(Token::DgramSend(0xff_ffff));
+        tokens.push(Token::DgramSend { index: 0xff_ffff, part: 3 });
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -1,0 +1,284 @@
+//! The endpoints a mapping has sent to: its filter, and what each is called on the guest's side.
+//!
+//! # Theory of operation
+//!
+//! A datagram from the host side reaches the guest only if the guest has sent to its source
+//! (address-and-port-dependent filtering, RFC 4787 section 5), and it is shown to the guest as coming
+//! from the address the guest has sent to, which policy may have translated (the gateway's address means
+//! the host's loopback). At most [`UDP_PEERS_MAX`] endpoints are remembered, in the order of their last
+//! use; the one that was silent longest makes room.
+//!
+//! Nearly every mapping has one peer or a few: up to [`LINEAR`] are found by looking at each. Beyond
+//! that an open-addressed index finds them, at most half full, so that a guest port that talks to a
+//! hundred thousand endpoints costs the same per datagram as one that talks to two.
+use std::net::{Ipv6Addr, SocketAddr};
+
+use crate::limits::UDP_PEERS_MAX;
+
+/// Remembered endpoints, newest to oldest.
+#[derive(Debug, Default)]
+pub struct Peers {
+    entries: Vec<Entry>,
+    /// Places in `entries` by hash of the host's endpoint; empty while there are few.
+    index: Vec<u16>,
+    newest: u16,
+    oldest: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    host: Endpoint,
+    shown: Endpoint,
+    newer: u16,
+    older: u16,
+}
+
+/// An address of either family in 16 bytes (IPv4 mapped), and a port: half of a `SocketAddr`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Endpoint {
+    ip: [u8; 16],
+    port: u16,
+}
+
+/// Peers that are found without an index.
+const LINEAR: usize = 8;
+const NONE: u16 = u16::MAX;
+const _: () = assert!(UDP_PEERS_MAX < NONE as usize && UDP_PEERS_MAX > LINEAR);
+
+impl Peers {
+    /// Nobody.
+    pub fn new() -> Self {
+        Self { entries: Vec::new(), index: Vec::new(), newest: NONE, oldest: NONE }
+    }
+
+    /// The guest has sent to `host`, which it calls `shown`.
+    pub fn remember(&mut self, host: SocketAddr, shown: SocketAddr) {
+        let (host, shown) = (Endpoint::from(host), Endpoint::from(shown));
+        if let Some(place) = self.place(&host) {
+            self.entries[usize::from(place)].shown = shown;
+            return self.touch(place);
+        }
+        let place = if self.entries.len() < UDP_PEERS_MAX {
+            self.entries.push(Entry { host, shown, newer: NONE, older: NONE });
+            self.entries.len() as u16 - 1
+        } else {
+            let place = self.oldest;
+            self.unlink(place);
+            self.unhash(place);
+            let entry = &mut self.entries[usize::from(place)];
+            (entry.host, entry.shown) = (host, shown);
+            place
+        };
+        self.link(place);
+        if self.entries.len() > LINEAR && self.entries.len() * 2 > self.index.len() {
+            self.grow();
+        } else if !self.index.is_empty() {
+            self.hash(place);
+        }
+    }
+
+    /// What the guest calls `host`, if it has sent there; the answer keeps the endpoint in memory.
+    pub fn shown(&mut self, host: SocketAddr) -> Option<SocketAddr> {
+        let place = self.place(&Endpoint::from(host))?;
+        self.touch(place);
+        Some(self.entries[usize::from(place)].shown.into())
+    }
+
+    /// What the guest calls the endpoint used last.
+    pub fn newest(&self) -> Option<SocketAddr> {
+        self.entries.get(usize::from(self.newest)).map(|entry| entry.shown.into())
+    }
+
+    fn place(&self, host: &Endpoint) -> Option<u16> {
+        if self.entries.get(usize::from(self.newest))?.host == *host {
+            return Some(self.newest);
+        }
+        if self.index.is_empty() {
+            return self.entries.iter().position(|e| e.host == *host).map(|place| place as u16);
+        }
+        let mask = self.index.len() - 1;
+        let mut at = host.hash() & mask;
+        loop {
+            let place = self.index[at];
+            if place == NONE {
+                return None;
+            }
+            if self.entries[usize::from(place)].host == *host {
+                return Some(place);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn touch(&mut self, place: u16) {
+        if place != self.newest {
+            self.unlink(place);
+            self.link(place);
+        }
+    }
+
+    /// Makes an entry that is not in the order of use the newest.
+    fn link(&mut self, place: u16) {
+        let before = std::mem::replace(&mut self.newest, place);
+        let entry = &mut self.entries[usize::from(place)];
+        (entry.newer, entry.older) = (NONE, before);
+        match self.entries.get_mut(usize::from(before)) {
+            Some(before) => before.newer = place,
+            None => self.oldest = place,
+        }
+    }
+
+    fn unlink(&mut self, place: u16) {
+        let Entry { newer, older, .. } = self.entries[usize::from(place)];
+        match self.entries.get_mut(usize::from(newer)) {
+            Some(entry) => entry.older = older,
+            None => self.newest = older,
+        }
+        match self.entries.get_mut(usize::from(older)) {
+            Some(entry) => entry.newer = newer,
+            None => self.oldest = newer,
+        }
+    }
+
+    fn hash(&mut self, place: u16) {
+        let mask = self.index.len() - 1;
+        let mut at = self.entries[usize::from(place)].host.hash() & mask;
+        while self.index[at] != NONE {
+            at = (at + 1) & mask;
+        }
+        self.index[at] = place;
+    }
+
+    /// Takes an entry out of the index, shifting back what would no longer be reached.
+    fn unhash(&mut self, place: u16) {
+        let mask = self.index.len() - 1;
+        let mut hole = self.entries[usize::from(place)].host.hash() & mask;
+        while self.index[hole] != place {
+            hole = (hole + 1) & mask;
+        }
+        let mut at = hole;
+        loop {
+            at = (at + 1) & mask;
+            let next = self.index[at];
+            if next == NONE {
+                break;
+            }
+            let home = self.entries[usize::from(next)].host.hash() & mask;
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+                self.index[hole] = next;
+                hole = at;
+            }
+        }
+        self.index[hole] = NONE;
+    }
+
+    fn grow(&mut self) {
+        let len = (self.index.len() * 2).max(4 * LINEAR);
+        self.index.clear();
+        self.index.resize(len, NONE);
+        for place in 0..self.entries.len() as u16 {
+            self.hash(place);
+        }
+    }
+}
+
+impl Endpoint {
+    /// Not keyed by a secret: a guest that makes its own endpoints collide makes at most
+    /// [`UDP_PEERS_MAX`] of them collide, and slows nobody else down.
+    fn hash(&self) -> usize {
+        let ip = u128::from_le_bytes(self.ip);
+        let word = (ip as u64) ^ ((ip >> 64) as u64).rotate_left(23) ^ (u64::from(self.port) << 17);
+        let wide = u128::from(word) * 0x9e37_79b9_7f4a_7c15;
+        ((wide as u64) ^ ((wide >> 64) as u64)) as usize
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(addr: SocketAddr) -> Self {
+        let ip = match addr {
+            SocketAddr::V4(a) => a.ip().to_ipv6_mapped().octets(),
+            SocketAddr::V6(a) => a.ip().octets(),
+        };
+        Self { ip, port: addr.port() }
+    }
+}
+
+impl From<Endpoint> for SocketAddr {
+    fn from(endpoint: Endpoint) -> Self {
+        Self::new(Ipv6Addr::from(endpoint.ip).to_canonical(), endpoint.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(n: u32) -> SocketAddr {
+        let [a, b, c, d] = n.to_be_bytes();
+        SocketAddr::from(([198, a, b, c], u16::from(d) + 1))
+    }
+
+    fn shown(n: u32) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], n as u16))
+    }
+
+    #[test]
+    fn one_peer_and_its_other_name() {
+        let mut peers = Peers::new();
+        assert_eq!(peers.shown(host(1)), None);
+        assert_eq!(peers.newest(), None);
+        peers.remember(host(1), shown(1));
+        assert_eq!(peers.shown(host(1)), Some(shown(1)));
+        assert_eq!(peers.shown(host(2)), None);
+        peers.remember(host(1), shown(7));
+        assert_eq!(peers.shown(host(1)), Some(shown(7)));
+        let v6 = SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 2], 53));
+        peers.remember(v6, v6);
+        assert_eq!(peers.shown(v6), Some(v6));
+        assert_eq!(peers.newest(), Some(v6));
+    }
+
+    /// Against a plain list in order of use, through many more endpoints than it holds.
+    #[test]
+    fn agrees_with_a_list() {
+        let mut peers = Peers::new();
+        let mut model: Vec<(u32, u32)> = Vec::new();
+        let mut seed = 3u64;
+        for step in 0..60_000u32 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let n = (seed >> 33) as u32 % (10 + step / 100);
+            let at = model.iter().position(|&(host, _)| host == n);
+            if seed >> 63 == 0 {
+                match at {
+                    Some(at) => drop(model.remove(at)),
+                    None if model.len() == UDP_PEERS_MAX => drop(model.remove(0)),
+                    None => {}
+                }
+                model.push((n, step & 0x7fff));
+                peers.remember(host(n), shown(step & 0x7fff));
+            } else {
+                let expected = at.map(|at| {
+                    let entry = model.remove(at);
+                    model.push(entry);
+                    shown(entry.1)
+                });
+                assert_eq!(peers.shown(host(n)), expected, "step {step}");
+            }
+            assert_eq!(peers.newest(), model.last().map(|&(_, s)| shown(s)));
+        }
+        assert_eq!(peers.entries.len(), UDP_PEERS_MAX);
+    }
+
+    #[test]
+    fn a_hundred_thousand_endpoints_are_bounded_and_the_last_are_known() {
+        let mut peers = Peers::new();
+        for n in 0..100_000 {
+            peers.remember(host(n), host(n));
+        }
+        assert_eq!((peers.entries.len(), peers.index.len()), (UDP_PEERS_MAX, 2 * UDP_PEERS_MAX));
+        for n in 100_000 - UDP_PEERS_MAX as u32..100_000 {
+            assert_eq!(peers.shown(host(n)), Some(host(n)));
+        }
+        assert_eq!(peers.shown(host(0)), None);
+    }
+}

@@ -1,0 +1,377 @@
+//! Datagram sockets: made, armed, sent on, and heard.
+//!
+//! # Theory of operation
+//!
+//! Each socket has two multishot `recvmsg`: one for data and one for the error queue. Either ends for
+//! many reasons that are no failure (a datagram of 0 bytes, an ICMP error, no buffer left) and is
+//! armed anew at the end of the turn. Both draw from the worker's ring of datagram slots; the kernel puts
+//! a header, the sender's name and control messages in front of the payload, as many bytes as the core
+//! needs there for the headers of a frame.
+//!
+//! A send never waits (`MSG_DONTWAIT`), so that it completes while it is submitted and the sends of a
+//! socket keep their order; a full socket buffer drops the datagram, as a full interface would. A send
+//! may fail for an *earlier* datagram: an ICMP error stays with the socket until some call reports it. Such
+//! a datagram is sent again at once.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+
+use io_uring::{cqueue, opcode, types};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::Worker;
+use super::cmsg::{self, DATA_CONTROL, ERROR_CONTROL, NAME};
+use super::sock::Sock;
+use super::submit::Msg;
+use super::token::{Op, Token};
+use crate::arena::Slot;
+use crate::config::NetConfig;
+use crate::flow::{DgramKind, Errno, Event, FlowId, SendOpts};
+use crate::limits::{SOCKET_BUFFER, UDP_SEND_BYTES, UDP_SEND_SEGMENTS};
+use crate::stats::Drop;
+
+/// Datagrams on their way to the host's kernel: one slot, sent in one part or several.
+#[derive(Debug)]
+pub(super) struct Sending {
+    flow: FlowId,
+    slot: Slot,
+    to: SocketAddr,
+    opts: SendOpts,
+    /// Parts that have not completed.
+    left: u32,
+    /// What a part was refused with.
+    failed: Option<Errno>,
+}
+
+impl Sending {
+    /// Bytes of each part but the last: all of it, or as many segments as one send takes.
+    fn part_bytes(&self) -> usize {
+        let segment = usize::from(self.opts.segment);
+        if segment == 0 {
+            return self.slot.len();
+        }
+        segment * UDP_SEND_SEGMENTS.min(UDP_SEND_BYTES / segment).max(1)
+    }
+
+    fn part(&self, part: u32) -> &[u8] {
+        let bytes = self.slot.bytes();
+        let start = (part as usize * self.part_bytes()).min(bytes.len());
+        let end = (start + self.part_bytes()).min(bytes.len());
+        &bytes[start..end]
+    }
+}
+
+impl Worker {
+    /// Makes a flow's socket and listens on it.
+    pub(super) fn dgram_open(&mut self, flow: FlowId, kind: DgramKind) -> io::Result<()> {
+        let fd = match socket(&self.net, kind) {
+            Ok(socket) => socket.into(),
+            Err(e) => {
+                let errno = Errno(e.raw_os_error().unwrap_or(libc::EIO));
+                self.stack.handle_event(Event::DgramFailed { flow, errno }, self.now);
+                return Ok(());
+            }
+        };
+        let mut sock = Sock::new(fd, flow.generation);
+        sock.rearm = Op::Data as u8 | Op::ErrQueue as u8;
+        self.put_sock(flow, sock);
+        self.arm_dgram(flow)
+    }
+
+    /// Submits the receives of a socket that have ended.
+    fn arm_dgram(&mut self, flow: FlowId) -> io::Result<()> {
+        for (op, control, flags) in
+            [(Op::Data, DATA_CONTROL, 0), (Op::ErrQueue, ERROR_CONTROL, libc::MSG_ERRQUEUE)]
+        {
+            let Some(sock) = self.sock(flow) else { return Ok(()) };
+            if sock.rearm & op as u8 == 0 {
+                continue;
+            }
+            sock.rearm &= !(op as u8);
+            sock.begin(op);
+            let raw = sock.raw();
+            let msg = self.scratch.next();
+            // SAFETY: all-zero bytes are a valid `msghdr`.
+            msg.hdr = unsafe { std::mem::zeroed() };
+            msg.hdr.msg_namelen = NAME as _;
+            msg.hdr.msg_controllen = control as _;
+            let entry =
+                opcode::RecvMsgMulti::new(types::Fd(raw), &raw const msg.hdr, self.dgrams.group())
+                    .flags(flags as u32)
+                    .build()
+                    .user_data(Token::Sock(op, flow).pack());
+            // SAFETY: the header lies in a box of `scratch`, untouched until the next turn begins, when the
+            // entry is submitted; buffers come from a registered ring, whose slots the `BufRing` holds.
+            unsafe { self.ring.push(&entry) }?;
+        }
+        Ok(())
+    }
+
+    /// Arms anew what ended in this turn. The ring of buffers has been refilled.
+    pub(super) fn rearm_dgrams(&mut self) -> io::Result<()> {
+        // Nothing in this loop adds to the list.
+        for at in 0..self.rearm.len() {
+            self.arm_dgram(self.rearm[at])?;
+        }
+        self.rearm.clear();
+        Ok(())
+    }
+
+    /// Sends the slot's range, in parts when it is a run of more datagrams than one send takes.
+    pub(super) fn dgram_send(
+        &mut self,
+        flow: FlowId,
+        slot: Slot,
+        to: SocketAddr,
+        opts: SendOpts,
+    ) -> io::Result<()> {
+        if self.dgram_sends.is_full() {
+            self.stack.stats_mut().drop(Drop::HostRefused);
+            return Ok(());
+        }
+        self.set_df(flow, &to, opts.df)?;
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        let raw = sock.raw();
+        let mut sending = Sending { flow, slot, to, opts, left: 1, failed: None };
+        if opts.segment != 0 {
+            sending.left = sending.slot.len().div_ceil(sending.part_bytes()).max(1) as u32;
+        }
+        let parts = sending.left;
+        sock.sends += parts;
+        let index = self.dgram_sends.put(sending);
+        for part in 0..parts {
+            let Some(sending) = self.dgram_sends.get(index) else { return Ok(()) };
+            let msg = self.scratch.next();
+            msg.datagram(sending.part(part), to, &opts);
+            let entry = opcode::SendMsg::new(types::Fd(raw), &raw const msg.hdr)
+                .flags((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)
+                .build()
+                .user_data(Token::DgramSend { index, part }.pack());
+            // SAFETY: payload lies in a slot that `dgram_sends` holds until the last part's completion;
+            // all else in a box of `scratch`, untouched until the next turn begins, when the entry is
+            // submitted.
+            unsafe { self.ring.push(&entry) }?;
+        }
+        Ok(())
+    }
+
+    /// Puts a socket into the "don't fragment" mode that a datagram wants.
+    fn set_df(&mut self, flow: FlowId, to: &SocketAddr, df: bool) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        if sock.df == Some(df) {
+            return Ok(());
+        }
+        // The mode holds for the socket, and datagrams of the other mode may wait in the queue.
+        let waiting = sock.sends > 0;
+        sock.df = Some(df);
+        let raw = sock.raw();
+        if waiting {
+            self.ring.submit()?;
+        }
+        let (level, name, dont, always) = match to {
+            SocketAddr::V4(_) => {
+                (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_DO)
+            }
+            SocketAddr::V6(_) => (
+                libc::SOL_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                libc::IPV6_PMTUDISC_DONT,
+                libc::IPV6_PMTUDISC_DO,
+            ),
+        };
+        // Fails only for a name the kernel does not know: then it keeps its default.
+        let _ = set(raw, level, name, if df { always } else { dont });
+        Ok(())
+    }
+
+    /// A part of a send has completed.
+    pub(super) fn dgram_sent(&mut self, index: u32, part: u32, result: i32) {
+        let Some(sending) = self.dgram_sends.get(index) else { return };
+        let flow = sending.flow;
+        let Some(Some(sock)) = self.socks.get_mut(flow.index as usize) else { return };
+        let closing = sock.closing;
+        sock.sends -= 1;
+        let failed = match result {
+            0.. => None,
+            _ if closing => Some(Errno(-result)),
+            _ => send_again(sock.raw(), sending, part, -result).err(),
+        };
+        sending.failed = sending.failed.or(failed);
+        sending.left -= 1;
+        if sending.left == 0
+            && let Some(Sending { slot, to, failed, .. }) = self.dgram_sends.take(index)
+            && let Some(errno) = failed
+            && !closing
+        {
+            self.stack.handle_event(Event::DgramSent { flow, slot, to, errno }, self.now);
+        }
+        if closing
+            && let Some(Some(sock)) = self.socks.get(flow.index as usize)
+            && sock.quiet()
+        {
+            self.finish_close(flow);
+        }
+    }
+
+    /// A receive of data or of errors has brought something, or ended, or both.
+    pub(super) fn dgram_op(&mut self, op: Op, flow: FlowId, result: i32, flags: u32) {
+        // The slot is taken in any case, or the ring would lose it.
+        let slot = cqueue::buffer_select(flags)
+            .and_then(|bid| self.dgrams.take(bid, result.max(0) as usize));
+        let Some(Some(sock)) = self.socks.get_mut(flow.index as usize) else { return };
+        if sock.generation != flow.generation {
+            return;
+        }
+        if !cqueue::more(flags) {
+            sock.end(op);
+            if sock.closing {
+                if sock.quiet() {
+                    self.finish_close(flow);
+                }
+                return;
+            }
+            if sock.rearm == 0 {
+                self.rearm.push(flow);
+            }
+            sock.rearm |= op as u8;
+        }
+        if result < 0 {
+            // Not the socket's business: no buffer, or an ICMP error, which the error queue explains. The
+            // rest would come again for ever.
+            if matches!(
+                -result,
+                libc::EINVAL | libc::EBADF | libc::EFAULT | libc::ENOTSOCK | libc::EOPNOTSUPP
+            ) {
+                sock.rearm = 0;
+                let event = Event::DgramFailed { flow, errno: Errno(-result) };
+                self.stack.handle_event(event, self.now);
+            }
+            return;
+        }
+        let Some(mut slot) = slot.filter(|_| !sock.closing) else { return };
+        let event = match op {
+            Op::ErrQueue => {
+                cmsg::read_error(slot.bytes()).map(|error| Event::DgramError { flow, error })
+            }
+            _ => cmsg::read_data(slot.bytes()).map(|data| {
+                slot.set_range(slot.offset() + data.start, data.len);
+                let cmsg::Received { from, ttl, tos, segment, .. } = data;
+                Event::DgramReceived { flow, slot, from, ttl, tos, segment }
+            }),
+        };
+        match event {
+            Some(event) => self.stack.handle_event(event, self.now),
+            None => self.stack.stats_mut().drop(Drop::Malformed),
+        }
+    }
+}
+
+impl Msg {
+    /// Makes this the `msghdr` of a datagram. `payload` must outlive the send.
+    fn datagram(&mut self, payload: &[u8], to: SocketAddr, opts: &SendOpts) {
+        self.addr = SockAddr::from(to);
+        self.iov[0] =
+            libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+        let len = cmsg::write(&mut self.control.0, &to, opts);
+        self.hdr.msg_name = self.addr.as_ptr().cast_mut().cast();
+        self.hdr.msg_namelen = self.addr.len();
+        self.hdr.msg_iov = self.iov.as_mut_ptr();
+        self.hdr.msg_iovlen = 1;
+        self.hdr.msg_control = self.control.0.as_mut_ptr().cast();
+        self.hdr.msg_controllen = len as _;
+        self.hdr.msg_flags = 0;
+    }
+}
+
+/// Sends a part again that was refused, when the refusal may have been meant for another datagram;
+/// a run that cannot leave as one (a segment above the path's MTU, a device without checksum
+/// offload), datagram by datagram.
+fn send_again(fd: RawFd, sending: &Sending, part: u32, errno: i32) -> Result<(), Errno> {
+    // Out of room: the datagram is lost, as on a full interface.
+    if matches!(errno, libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ECANCELED) {
+        return Err(Errno(errno));
+    }
+    let payload = sending.part(part);
+    let result = send_now(fd, payload, sending.to, &sending.opts);
+    match (result, usize::from(sending.opts.segment)) {
+        (Err(Errno(libc::EMSGSIZE | libc::EINVAL | libc::EIO)), segment @ 1..) => {
+            let opts = SendOpts { segment: 0, ..sending.opts };
+            payload
+                .chunks(segment)
+                .map(|datagram| send_now(fd, datagram, sending.to, &opts))
+                .fold(Ok(()), Result::and)
+        }
+        (result, _) => result,
+    }
+}
+
+/// Sends one part by a plain system call.
+fn send_now(fd: RawFd, payload: &[u8], to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
+    let mut msg = Msg::new();
+    msg.datagram(payload, to, opts);
+    // SAFETY: `msg` and all it points to live until the call returns; the kernel only reads them.
+    let sent =
+        unsafe { libc::sendmsg(fd, &raw const msg.hdr, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    if sent < 0 {
+        return Err(Errno(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)));
+    }
+    Ok(())
+}
+
+/// A datagram socket, configured.
+///
+/// # Errors
+/// What `socket(2)`, `bind(2)` or `connect(2)` says.
+fn socket(net: &NetConfig, kind: DgramKind) -> io::Result<Socket> {
+    let (v4, protocol) = match kind {
+        DgramKind::Udp4 => (true, Protocol::UDP),
+        DgramKind::Udp6 => (false, Protocol::UDP),
+        DgramKind::Ping4 => (true, Protocol::ICMPV4),
+        DgramKind::Ping6 => (false, Protocol::ICMPV6),
+        DgramKind::Dns(resolver) => (resolver.is_ipv4(), Protocol::UDP),
+    };
+    let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(protocol))?;
+    let fd = socket.as_raw_fd();
+    if v4 {
+        for name in [libc::IP_RECVERR, libc::IP_RECVTTL, libc::IP_RECVTOS] {
+            set(fd, libc::SOL_IP, name, 1)?;
+        }
+    } else {
+        socket.set_only_v6(true)?;
+        for name in [libc::IPV6_RECVERR, libc::IPV6_RECVHOPLIMIT, libc::IPV6_RECVTCLASS] {
+            set(fd, libc::SOL_IPV6, name, 1)?;
+        }
+    }
+    // Room for a burst of large datagrams; the kernel clamps it to net.core.[rw]mem_max.
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    if let DgramKind::Dns(resolver) = kind {
+        socket.connect(&resolver.into())?;
+        return Ok(socket);
+    }
+    let source = if v4 { net.outbound_v4.map(IpAddr::V4) } else { net.outbound_v6.map(IpAddr::V6) };
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    Ok(socket)
+}
+
+/// Sets an option that is an `int`.
+fn set(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the option's value is an `int` that lives until the call returns, and its length is
+    // given; the kernel only reads it.
+    let result = unsafe {
+        libc::setsockopt(
+            fd,
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
