@@ -93,8 +93,10 @@ impl UdpFlow {
             }
             DgramEvent::Refused { slot, to, errno } => {
                 icmp::refused(ctx);
-                // Too big: the error queue tells that too, and knows the MTU.
-                if let (Some(to), Some(why)) = (self.peers.shown(to), icmp::from_errno(errno.0)) {
+                // Too big: the error queue tells that too, and knows the MTU. Port unreachable: about an
+                // earlier datagram; a socket without a peer learns of it in no other way.
+                let why = icmp::from_errno(errno.0).filter(|why| *why != Unreachable::Port);
+                if let (Some(to), Some(why)) = (self.peers.shown(to), why) {
                     self.report(ctx, key, to, slot.len(), None, why);
                 }
             }

@@ -197,7 +197,7 @@ impl Worker {
         let failed = match result {
             0.. => None,
             _ if closing => Some(Errno(-result)),
-            _ => send_again(sock.raw(), sending, part, -result).err(),
+            _ => send_again(sock, sending, part, -result).err(),
         };
         sending.failed = sending.failed.or(failed);
         sending.left -= 1;
@@ -289,26 +289,36 @@ impl Msg {
 /// Sends a part again that was refused, when the refusal may have been meant for another datagram;
 /// a run that cannot leave as one (a segment above the path's MTU, a device without checksum
 /// offload), datagram by datagram.
-fn send_again(fd: RawFd, sending: &Sending, part: u32, errno: i32) -> Result<(), Errno> {
+fn send_again(sock: &Sock, sending: &Sending, part: u32, errno: i32) -> Result<(), Errno> {
     // Out of room: the datagram is lost, as on a full interface.
     if matches!(errno, libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ECANCELED) {
         return Err(Errno(errno));
     }
     let payload = sending.part(part);
-    let result = send_now(fd, payload, sending.to, &sending.opts);
+    let result = send_clear(sock, payload, sending.to, &sending.opts);
     match (result, usize::from(sending.opts.segment)) {
         (Err(Errno(libc::EMSGSIZE | libc::EINVAL | libc::EIO)), segment @ 1..) => {
             let opts = SendOpts { segment: 0, ..sending.opts };
             payload
                 .chunks(segment)
-                .map(|datagram| send_now(fd, datagram, sending.to, &opts))
+                .map(|datagram| send_clear(sock, datagram, sending.to, &opts))
                 .fold(Ok(()), Result::and)
         }
         (result, _) => result,
     }
 }
 
-/// Sends one part by a plain system call.
+/// Sends by a plain system call, after taking the socket's pending error away. What is refused all
+/// the same is tried once more: another error may have come in between. The error queue keeps them all.
+fn send_clear(sock: &Sock, payload: &[u8], to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
+    let mut send = || {
+        sock.error();
+        send_now(sock.raw(), payload, to, opts)
+    };
+    send().or_else(|_| send())
+}
+
+/// Sends by a plain system call.
 fn send_now(fd: RawFd, payload: &[u8], to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
     let mut msg = Msg::new();
     msg.datagram(payload, to, opts);
