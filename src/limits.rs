@@ -96,7 +96,7 @@ pub const UDP_SEND_BYTES: usize = 65000;
 /// Bytes of socket buffer asked for each way of a datagram socket; the kernel gives at most
 /// `net.core.rmem_max` and `wmem_max`.
 pub const SOCKET_BUFFER: usize = 1 << 20;
-/// Datagrams to the guest that may queue in one turn for one mapping.
+/// Datagrams of the guest under reassembly at most; the oldest makes room.
 pub const REASSEMBLIES_MAX: usize = 16;
 /// Time a fragmented datagram may take to arrive (RFC 1122 3.3.2 gives 60 to 120 s; this path is memory).
 pub const REASSEMBLY_TIMEOUT: Millis = Millis::secs(15);
@@ -110,11 +110,31 @@ pub const DNS_PENDING_MAX: u32 = 1024;
 /// Resolvers used at most.
 pub const RESOLVERS_MAX: usize = 8;
 
+/// Lifetime of the gateway as default router and resolver in its advertisements, seconds.
+pub const RA_LIFETIME_SECS: u64 = 1800;
+/// Valid and preferred lifetime of the advertised prefix, seconds (those of slirp4netns).
+pub const RA_VALID_SECS: u64 = 86400;
+/// See [`RA_VALID_SECS`].
+pub const RA_PREFERRED_SECS: u64 = 14400;
+/// Time between router advertisements that nobody asked for: a third of their lifetime, so that one
+/// may be lost (RFC 4861 section 6.2.1). The only thing that wakes an idle worker.
+pub const RA_INTERVAL: Millis = Millis::secs(600);
+
+/// DHCP leases: `.15` to `.30`, as in slirp4netns.
+pub const DHCP_LEASES: usize = 16;
+/// Duration of a DHCP lease, seconds.
+pub const DHCP_LEASE_SECS: u32 = 86400;
+/// How long an address is kept for a client that it was offered to.
+pub const DHCP_OFFER: Millis = Millis::secs(60);
+/// How long an address is left alone that a client found in use.
+pub const DHCP_DECLINED: Millis = Millis::secs(600);
+
 /// Drain time after the command of `ringtap run` ends.
 pub const DRAIN: Millis = Millis::secs(5);
 
 const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
 const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
+const _: () = assert!(RA_INTERVAL.0 * 2 < RA_LIFETIME_SECS * 1000);
 const _: () = assert!(WINDOW_MAX >> WINDOW_SCALE <= 65535);
 const _: () = assert!(HEADROOM >= VNET_LEN + ETH_LEN + 40 + 60);
 const _: () = assert!(CQ_ENTRIES > 2 * SQ_ENTRIES + TAP_SLOTS as u32 + HOST_SLOTS as u32);

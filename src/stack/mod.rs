@@ -11,8 +11,11 @@
 pub mod dhcp;
 pub mod dns;
 pub mod gateway;
+mod ndp;
 pub mod policy;
 pub mod reassembly;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -250,6 +253,9 @@ impl Stack {
         let mut ctx = ctx!(self, now);
         if dhcp::is_request(&guest, &to) {
             return self.dhcp.handle(&mut ctx, parsed, &slot.bytes()[ip.start + 8..ip.start + len]);
+        }
+        if ip.src.is_unspecified() {
+            return ctx.stats.drop(Drop::BadSource);
         }
         if policy::is_dns(&self.net, &to) {
             slot.set_range(payload, len - 8);
