@@ -32,6 +32,8 @@ pub enum Drop {
     FragmentTimeout,
     /// DNS: too many queries pending, or no resolver known.
     DnsRefused,
+    /// DHCP: all leases are taken.
+    NoLease,
     /// The host's kernel refused a datagram.
     HostRefused,
     /// The TAP refused a frame (link down, no memory).

@@ -251,7 +251,7 @@ impl Stack {
             if parsed.vnet.gso_type == vnet::GSO_UDP_L4 { parsed.vnet.gso_size } else { 0 };
         let payload = slot.offset() + ip.start + 8;
         let mut ctx = ctx!(self, now);
-        if dhcp::is_request(&guest, &to) {
+        if dhcp::is_request(&self.net, &guest, &to) {
             return self.dhcp.handle(&mut ctx, parsed, &slot.bytes()[ip.start + 8..ip.start + len]);
         }
         if ip.src.is_unspecified() {
