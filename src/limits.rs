@@ -107,6 +107,8 @@ pub const DNS_RETRY: Millis = Millis(2000);
 pub const DNS_LIFE: Millis = Millis::secs(10);
 /// DNS queries in flight at most.
 pub const DNS_PENDING_MAX: u32 = 1024;
+/// Shortest time between two notices that DNS is used.
+pub const DNS_NOTICE: Millis = Millis::secs(1);
 /// Resolvers used at most.
 pub const RESOLVERS_MAX: usize = 8;
 

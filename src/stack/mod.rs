@@ -223,6 +223,9 @@ impl Stack {
             ctx.stats.drop(Drop::Draining);
             return None;
         }
+        if policy::is_dns(&self.net, &key.host()) {
+            self.dns.note_use(&mut ctx);
+        }
         let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
         let Ok(id) = self.flows.insert(key, Flow::Tcp(flow)) else {
             ctx.stats.drop(Drop::FlowTableFull);
@@ -296,7 +299,7 @@ impl Stack {
         if self.draining {
             return ctx.stats.drop(Drop::Draining);
         }
-        let Some((number, flow)) = self.dns.query(&mut ctx, guest, to, mac, slot) else {
+        let Some((number, flow)) = self.dns.query(&mut ctx, mac, slot) else {
             return;
         };
         let key = FlowKey::pair(Proto::Dns, guest, SocketAddr::new(to.ip(), number));
@@ -304,13 +307,39 @@ impl Stack {
             self.dns.release();
             return ctx.stats.drop(Drop::DnsRefused);
         }
+        self.start_dns(key, flow, now);
+    }
+
+    /// Gives a DNS query a flow, and so a socket.
+    fn start_dns(&mut self, key: FlowKey, flow: DnsFlow, now: Time) {
+        let mut ctx = ctx!(self, now);
         let Ok(id) = self.flows.insert(key, Flow::Dns(flow)) else {
             self.dns.release();
             return ctx.stats.drop(Drop::FlowTableFull);
         };
-        if let Some((_, Flow::Dns(flow))) = self.flows.get_mut(id) {
-            let next = flow.start(&mut ctx, &self.dns, id);
-            self.settle(id, next);
+        if let Some((key, Flow::Dns(flow))) = self.flows.get_mut(id) {
+            let step = flow.start(&mut ctx, &self.dns, id, key);
+            self.settle_dns(id, step, now);
+        }
+    }
+
+    fn settle_dns(&mut self, id: FlowId, step: dns::Step, now: Time) {
+        match step {
+            dns::Step::Wait(deadline) => self.settle(id, Next::Live(Some(deadline))),
+            dns::Step::Done => self.settle(id, Next::Close { reset: false }),
+            dns::Step::Move => {
+                let Some((key, flow)) = self.flows.get_mut(id) else {
+                    return;
+                };
+                let key = *key;
+                let Flow::Dns(query) = std::mem::replace(flow, Flow::Closing) else {
+                    return;
+                };
+                self.timers.disarm(id.index);
+                self.flows.unhash(id);
+                self.actions.push(Action::Close { flow: id, reset: false });
+                self.start_dns(key, query, now);
+            }
         }
     }
 
@@ -425,7 +454,10 @@ impl Stack {
         let next = match flow {
             Flow::Udp(flow) => flow.handle_event(&mut ctx, id, key, event),
             Flow::Ping(flow) => flow.handle_event(&mut ctx, id, key, event),
-            Flow::Dns(flow) => flow.handle_event(&mut ctx, &mut self.dns, id, key, event),
+            Flow::Dns(flow) => {
+                let step = flow.handle_event(&mut ctx, &self.dns, key, event);
+                return self.settle_dns(id, step, now);
+            }
             Flow::Tcp(_) | Flow::Closing => return,
         };
         self.settle(id, next);
@@ -452,7 +484,11 @@ impl Stack {
                 }
                 Flow::Udp(flow) => flow.handle_timeout(&mut ctx),
                 Flow::Ping(flow) => flow.handle_timeout(&mut ctx),
-                Flow::Dns(flow) => flow.handle_timeout(&mut ctx, &mut self.dns, id, key),
+                Flow::Dns(flow) => {
+                    let step = flow.handle_timeout(&mut ctx, &self.dns, id, key);
+                    self.settle_dns(id, step, now);
+                    continue;
+                }
                 Flow::Closing => continue,
             };
             self.settle(id, next);

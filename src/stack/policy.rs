@@ -316,6 +316,15 @@ mod tests {
     }
 
     #[test]
+    fn tcp_to_the_dns_address_goes_to_a_resolver() {
+        let mut dns = Dns::new([1, 2]);
+        dns.set_resolvers(&["192.0.2.1".parse().unwrap()]);
+        let to = at("192.0.2.1", 53);
+        assert_eq!(tcp(&net(false, true), &dns, at("10.0.2.3", 53)), Verdict::To(to));
+        assert_eq!(tcp(&net(false, true), &dns, at("fd00::3", 53)), Verdict::To(to));
+    }
+
+    #[test]
     fn without_ipv6_there_is_no_route() {
         let none = NetConfig { v6: None, ..net(true, true) };
         for addr in ["2001:db8::1", "fd00::2", "fd00::3", "fe80::2", "::1", "::ffff:8.8.8.8"] {
