@@ -117,3 +117,32 @@ cannot.
 
 Example
   ringtap doctor | grep -v ^ok";
+
+/// `slirp4netns --help`. Callers search it for option names, as words of their own.
+pub(super) fn slirp4netns(name: &str) -> String {
+    format!("Usage: {name} [OPTION]... PID|PATH|FD [TAPNAME]\n{SLIRP4NETNS}")
+}
+
+const SLIRP4NETNS: &str = "\
+A network for an unprivileged network namespace (ringtap under this name).
+
+-c, --configure          bring lo and the TAP up, with address and route
+-e, --exit-fd=FD         end when the other side of FD is closed
+-r, --ready-fd=FD        write '1' to FD when the network is ready
+-m, --mtu=MTU            MTU (default=1500, max=65521)
+-6, --enable-ipv6        IPv6 by router advertisement
+-a, --api-socket=PATH    API socket
+--cidr=CIDR              IPv4 network of the guest (default=10.0.2.0/24)
+--disable-host-loopback  keep the guest from 127.0.0.1:* of the host
+--netns-type=TYPE        what the operand is: pid, path or tapfd (default=pid)
+--userns-path=PATH       user namespace to enter first
+--enable-sandbox         run in a mount namespace of its own, without capabilities
+                         (not supported yet)
+--enable-seccomp         restrict system calls (not supported yet)
+--outbound-addr=ADDR     source of outgoing IPv4: an address or an interface
+--outbound-addr6=ADDR    source of outgoing IPv6: an address or an interface
+--disable-dns            no DNS at 10.0.2.3 (or the address that --cidr implies)
+--macaddress=MAC         MAC of the TAP (only with -c)
+--target-type=TYPE       netns or bess (default=netns; bess is not supported yet)
+-h, --help               this text
+-v, --version            version";

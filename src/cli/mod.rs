@@ -2,7 +2,7 @@
 //!
 //! The name under which the program was started decides: `slirp4netns` gets that program's command line,
 //! any other name the native one. What a command line needs to know of the machine (is this descriptor open,
-//! which addresses has this interface) it asks of a [`Host`], so that every message is tested from argv alone.
+//! which addresses has this interface) it asks of a `Host`, so that every message is tested from argv alone.
 
 mod getopt;
 mod help;
@@ -59,7 +59,6 @@ fn parse_on(args: &[OsString], host: &dyn Host) -> Result<Command, Refusal> {
         Some((name, rest)) => (name.as_os_str(), rest),
         None => ("ringtap".as_ref(), args),
     };
-    // A login shell puts `-` in front of argv[0]; a program that is exec'd by full path has folders there.
     if Path::new(name).file_name().is_some_and(|n| n == "slirp4netns") {
         slirp4netns::parse(&name.to_string_lossy(), rest, host)
     } else {
@@ -159,6 +158,8 @@ mod tests {
         use crate::config::Personality;
         assert_eq!(config("ringtap run").personality, Personality::Native);
         assert_eq!(config("./target/debug/anything run").personality, Personality::Native);
+        assert_eq!(config("slirp4netns 42 tap0").personality, Personality::Slirp4netns);
+        assert_eq!(config("/opt/x/slirp4netns 42 tap0").personality, Personality::Slirp4netns);
         assert_eq!(parse_on(&[], &Fake).unwrap_err().code, 2);
     }
 
