@@ -7,4 +7,9 @@
 mod harness;
 
 // What a guest's traffic meets.
+mod dhcp;
+mod dns;
+mod icmp;
+mod loopback;
 mod tcp;
+mod udp;

@@ -2,11 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sched::CloneFlags;
+use socket2::{Domain, Socket, Type};
 
 /// One thing a child does before it becomes the program, in the order given.
 #[derive(Clone, Copy, Debug)]
@@ -91,3 +92,67 @@ fn no_io_uring() -> Vec<libc::sock_filter> {
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]
 }
+
+/// An interface as one sees it who writes whole frames.
+pub(crate) struct Wire {
+    socket: Socket,
+    index: u32,
+    /// The interface's own address.
+    pub(crate) mac: [u8; 6],
+}
+
+impl Wire {
+    /// Opens an interface of the network namespace the thread is in.
+    pub(crate) fn open(name: &str) -> Self {
+        let read = |what: &str| {
+            // Not /sys: that shows the namespace it was mounted in.
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
+            let mut request: libc::ifreq = zeroed();
+            for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+                *to = from as libc::c_char;
+            }
+            let code = if what == "mac" { libc::SIOCGIFHWADDR } else { libc::SIOCGIFINDEX };
+            // SAFETY: both requests read and write one `ifreq`, which lives across the call.
+            check(unsafe { libc::ioctl(socket.as_raw_fd(), code, &raw mut request) })
+                .unwrap_or_else(|e| panic!("ask for {what} of {name}: {e}"));
+            request.ifr_ifru
+        };
+        // SAFETY: the kernel has just written these members.
+        let (index, mac) = unsafe { (read("index").ifru_ifindex, read("mac").ifru_hwaddr.sa_data) };
+        Self {
+            socket: Socket::new(Domain::PACKET, Type::RAW, None).expect("a packet socket"),
+            index: index as u32,
+            mac: std::array::from_fn(|i| mac[i] as u8),
+        }
+    }
+
+    /// Sends one Ethernet frame.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        let mut to: libc::sockaddr_ll = zeroed();
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = self.index as i32;
+        // SAFETY: `frame` and `to` live across the call and are as long as said.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as u32,
+            )
+        };
+        assert_eq!(sent, frame.len() as isize, "send a frame: {}", io::Error::last_os_error());
+    }
+}
+
+/// All bits 0, for the kernel's plain structures.
+fn zeroed<T: Plain>() -> T {
+    // SAFETY: every `Plain` type may be all zeroes.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Integers, and arrays and unions of them.
+trait Plain {}
+impl Plain for libc::ifreq {}
+impl Plain for libc::sockaddr_ll {}
