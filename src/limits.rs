@@ -54,6 +54,9 @@ pub const SEND_SLOTS: usize = 16;
 pub const WINDOW_INITIAL: u32 = 65535;
 /// The largest receive window offered to a guest, bytes.
 pub const WINDOW_MAX: u32 = 1 << 20;
+/// The window grows to this many of a guest's longest segments at most. A TAP's queue drops beyond 1000
+/// frames, and a guest that cuts by itself (no offloads) fills it with frames of one MSS each.
+pub const WINDOW_FRAMES: u32 = 512;
 /// Window scale offered to the guest (RFC 7323): covers [`WINDOW_MAX`] in 16 bits.
 pub const WINDOW_SCALE: u8 = 7;
 /// Bytes in flight to a guest that it has not acknowledged, per flow, at most.

@@ -5,7 +5,7 @@ use super::super::{Action, Ctx, Errno, FlowId};
 use super::segment::before;
 use super::{End, Phase, TcpFlow, ask};
 use crate::arena::{Chain, Slot};
-use crate::limits::{BLOCKS_MAX, SEND_SLOTS, STALL, WINDOW_INITIAL, WINDOW_MAX};
+use crate::limits::{BLOCKS_MAX, SEND_SLOTS, STALL, WINDOW_FRAMES, WINDOW_INITIAL, WINDOW_MAX};
 use crate::stats::Drop;
 use crate::time::Time;
 
@@ -26,6 +26,8 @@ pub(super) struct ToHost {
     window: u32,
     /// Bytes taken by the host since `window` last grew.
     grown: u32,
+    /// Payload of the longest segment so far: 64 KiB from a guest that leaves cutting to the device.
+    longest: u32,
     /// Our window scale, when the guest offered its own.
     scale: Option<u8>,
     /// In sequence, in the slots they came in, not taken.
@@ -72,6 +74,7 @@ impl ToHost {
             edge: next.wrapping_add(WINDOW_INITIAL),
             window: WINDOW_INITIAL,
             grown: 0,
+            longest: 0,
             scale,
             held: Chain::new(),
             backlog: Chain::new(),
@@ -121,6 +124,7 @@ impl ToHost {
     /// Takes a segment's bytes, which begin at [`ToHost::ack_number_received`], and its FIN.
     pub(super) fn accept(&mut self, ctx: &mut Ctx<'_>, slot: Slot, fin: bool) {
         let len = slot.len() as u32;
+        self.longest = self.longest.max(len);
         if len > 0 {
             self.held.push_back(slot);
             self.next = self.next.wrapping_add(len);
@@ -191,8 +195,9 @@ impl ToHost {
         if whole {
             // The window grows as slow start does, as long as the host keeps up.
             self.grown += n;
-            if self.grown >= self.window / 2 && self.window < WINDOW_MAX && self.scale.is_some() {
-                self.window = (self.window * 2).min(WINDOW_MAX);
+            let most = WINDOW_MAX.min(self.longest.saturating_mul(WINDOW_FRAMES));
+            if self.grown >= self.window / 2 && self.window < most && self.scale.is_some() {
+                self.window = (self.window * 2).min(most);
                 self.grown = 0;
             }
         } else {
