@@ -9,6 +9,7 @@ use ringtap::boot::{self, Inherited, sys};
 use ringtap::cli::{self, Command};
 use ringtap::config::{Config, Personality};
 use ringtap::control::{self, End};
+use ringtap::doctor;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
@@ -20,7 +21,11 @@ fn main() -> ExitCode {
             print(&text);
             ExitCode::SUCCESS
         }
-        Ok(Command::Doctor) => ExitCode::FAILURE,
+        Ok(Command::Doctor) => {
+            let (text, code) = doctor::run();
+            print(&text);
+            ExitCode::from(code)
+        }
         Err(refusal) => {
             print(&refusal.stdout);
             complain(&refusal.stderr);
