@@ -3,8 +3,7 @@
 //!
 //! Where we differ on purpose:
 //! - numbers that overflow, and empty ones, are refused (slirp4netns wraps the first and takes the second for 0);
-//! - a descriptor that is not open, or is ready-fd and exit-fd at once, is refused (a number that is free now would be
-//!   one of ours a moment later);
+//! - one descriptor as ready-fd and exit-fd is refused (it would end as soon as it is ready);
 //! - a MAC that is short, or no address of one interface, is refused (it takes any prefix, then the kernel fails);
 //! - so is an MTU below 68, which no TAP takes, a TAPNAME that the kernel would not take as it stands, a `--cidr` that
 //!   puts the guest into 0/8, 127/8 or multicast, and an empty API socket path;
@@ -282,7 +281,7 @@ impl Typed {
                 "invalid TAPNAME: {tap_name} (1 to 15 characters without space, '/', ':' or '%')"
             ));
         }
-        self.check_descriptors(host)?;
+        self.check_descriptors_and_socket()?;
         let mtu = self.mtu.unwrap_or_else(|| NetConfig::native().mtu);
         let v6_fits = mtu >= MTU_MIN_V6;
         if self.enable_ipv6 && !v6_fits {
@@ -355,12 +354,8 @@ impl Typed {
         }
     }
 
-    fn check_descriptors(&self, host: &dyn Host) -> Result<(), Bad> {
-        for (name, fd) in [("exit-fd", self.exit_fd), ("ready-fd", self.ready_fd)] {
-            if let Some(fd) = fd.filter(|&fd| !host.fd_is_open(fd)) {
-                return plain(format!("{name} {fd} is not open: the caller must pass it on"));
-            }
-        }
+    /// Whether the descriptors are open is left to boot: one that is not counts as hung up, as in slirp4netns.
+    fn check_descriptors_and_socket(&self) -> Result<(), Bad> {
         if self.exit_fd.is_some() && self.exit_fd == self.ready_fd {
             return plain("exit-fd must not be the ready-fd, which is closed when ready");
         }
