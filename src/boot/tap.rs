@@ -25,7 +25,7 @@ const USO6: u32 = 0x40;
 
 /// What to ask for, best first. USO came with Linux 6.2, and only as a pair; TSO wants CSUM.
 /// UFO and the tunnel offloads are left off: we have no use for such frames.
-const OFFLOADS: [u32; 5] = [
+pub(crate) const OFFLOADS: [u32; 5] = [
     CSUM | TSO4 | TSO6 | TSO_ECN | USO4 | USO6,
     CSUM | TSO4 | TSO6 | TSO_ECN,
     CSUM | TSO4 | TSO6,

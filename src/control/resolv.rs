@@ -60,7 +60,7 @@ fn resolvers(text: &[u8]) -> Vec<IpAddr> {
 
 /// The addresses of all `nameserver` lines that hold one. An address with a scope (`fe80::1%eth0`) is left
 /// out: the core has no interfaces, and would ask a neighbour on the wrong one.
-fn nameservers(text: &[u8]) -> Vec<IpAddr> {
+pub(crate) fn nameservers(text: &[u8]) -> Vec<IpAddr> {
     let text = String::from_utf8_lossy(text);
     let mut list = Vec::new();
     for line in text.lines() {

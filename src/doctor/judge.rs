@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use super::facts::{Answer, Facts};
 use super::trial::{OFFLOADS, Trial, Tried};
 use super::{Finding, Verdict};
-use crate::limits::{FLOWS_MAX, RESOLVERS_MAX};
+use crate::control::resolv::nameservers;
+use crate::limits::FLOWS_MAX;
 use crate::worker::OLDEST_KERNEL;
 
 /// TCP buffers below this hold a long path back: 4 MiB is 40 ms at 800 Mbit/s.
@@ -262,7 +263,7 @@ fn tap(facts: &Facts) -> Vec<Finding> {
             return vec![finding(Verdict::Fatal, TAP, "the child that tried was killed", "")];
         }
     }
-    let offloads = match trial.offloads.and_then(|at| Some((at, OFFLOADS.get(at)?.1))) {
+    let offloads = match trial.offloads.and_then(|at| Some((at, *OFFLOADS.get(at)?))) {
         Some((0, text)) => ok("TAP offloads", text),
         Some((_, text)) => {
             finding(Verdict::Slow, "TAP offloads", text, "upgrade to Linux 6.2 or newer")
@@ -304,7 +305,7 @@ fn descriptors(hard: Option<u64>) -> Finding {
     }
     let flows = hard.saturating_sub(DESCRIPTORS_OWN).min(u64::from(FLOWS_MAX));
     let found = format!("hard limit {hard}: {flows} conversations at once");
-    let remedy = "raise it: ulimit -Hn, or LimitNOFILE= of the service";
+    let remedy = "raise it: nofile in /etc/security/limits.conf, or LimitNOFILE= of the service";
     match flows {
         0 => finding(Verdict::Fatal, WHAT, found, remedy),
         n if n < u64::from(FLOWS_MAX) => finding(Verdict::Slow, WHAT, found, remedy),
@@ -394,24 +395,16 @@ fn resolv_conf(text: Option<&str>) -> Finding {
             "name a resolver there",
         );
     };
-    let servers: Vec<IpAddr> = text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            (words.next()? == "nameserver").then_some(())?;
-            // A link-local address has its interface behind a `%`.
-            words.next()?.split('%').next()?.parse().ok()
-        })
-        .collect();
+    let servers = nameservers(text.as_bytes());
     if servers.is_empty() {
         return finding(
             Verdict::Lacking,
             WHAT,
-            "no nameserver in /etc/resolv.conf: the guest's DNS asks 127.0.0.1",
+            "/etc/resolv.conf names no resolver: the guest's DNS asks 127.0.0.1",
             "name a resolver there",
         );
     }
-    let list: Vec<String> = servers.iter().take(RESOLVERS_MAX).map(IpAddr::to_string).collect();
+    let list: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
     let mut found = format!("the guest's DNS asks {}", list.join(", then "));
     if servers.iter().any(IpAddr::is_loopback) {
         found += " (on the host's loopback, which the guest reaches by that way only)";

@@ -71,9 +71,9 @@ fn render(findings: &[Finding]) -> (String, u8) {
         None => match (named(Verdict::Lacking), named(Verdict::Slow)) {
             (None, None) => "ringtap runs here, with all it has".to_owned(),
             (Some(missing), None) => format!("ringtap runs here; missing: {missing}"),
-            (None, Some(slow)) => format!("ringtap runs here; slower: {slow}"),
+            (None, Some(slow)) => format!("ringtap runs here; slower or fewer: {slow}"),
             (Some(missing), Some(slow)) => {
-                format!("ringtap runs here; missing: {missing}; slower: {slow}")
+                format!("ringtap runs here; missing: {missing}; slower or fewer: {slow}")
             }
         },
     };
@@ -101,14 +101,14 @@ mod tests {
             "ok       a: seen\n\
              slow     b: seen -- do this\n\
              missing  c: seen -- do that\n\
-             ringtap runs here; missing: c; slower: b"
+             ringtap runs here; missing: c; slower or fewer: b"
         );
         let last = |findings: &[Finding]| {
             let (report, code) = render(findings);
             (report.lines().last().unwrap().to_owned(), code)
         };
         assert_eq!(last(&[ok()]), ("ringtap runs here, with all it has".to_owned(), 0));
-        assert_eq!(last(&[slow()]), ("ringtap runs here; slower: b".to_owned(), 0));
+        assert_eq!(last(&[slow()]), ("ringtap runs here; slower or fewer: b".to_owned(), 0));
         assert_eq!(last(&[lacking()]), ("ringtap runs here; missing: c".to_owned(), 0));
         assert_eq!(last(&[ok(), fatal(), slow()]), ("ringtap cannot run here: d".to_owned(), 1));
     }

@@ -3,32 +3,28 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Gid, Uid, fork, pipe};
+use nix::unistd::{ForkResult, Gid, Uid, fork, pipe, write};
 
+use crate::boot::{sys, tap};
 use crate::limits::VNET_LEN;
 
-/// linux/if_tun.h: offloads to ask a TAP for, best first, with what is lost from one to the next.
-pub(super) const OFFLOADS: [(libc::c_ulong, &str); 5] = [
-    (0x6f, "all: checksums, TCP and UDP segments of 64 KiB"),
-    (
-        0x0f,
-        "checksums and TCP segments; UDP datagrams go one by one (since Linux 6.2 they need not)",
-    ),
-    (0x07, "checksums and TCP segments, without ECN; UDP datagrams go one by one"),
-    (0x01, "checksums only: one frame per packet"),
-    (0x00, "none: one frame per packet, each checksummed"),
+/// What each set of offloads that boot asks for means, best first.
+pub(super) const OFFLOADS: [&str; tap::OFFLOADS.len()] = [
+    "all: checksums, TCP and UDP segments of 64 KiB",
+    "checksums and TCP segments; UDP datagrams go one by one (since Linux 6.2 they need not)",
+    "checksums and TCP segments, without ECN; UDP datagrams go one by one",
+    "checksums only: one frame per packet",
+    "none: one frame per packet, each checksummed",
 ];
-
-/// `TUNSETIFF`, `TUNSETOFFLOAD` and `TUNSETVNETHDRSZ` (linux/if_tun.h).
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
 /// How one step went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,16 +62,19 @@ const NOT_TRIED: i32 = -1;
 /// Tries it all. `None`: not even a child could be made.
 pub(super) fn run() -> Option<Trial> {
     // Everything the child needs is made before the fork: after it, it must not allocate.
-    let maps = Maps {
-        uid: CString::new(format!("0 {} 1", Uid::effective())).ok()?,
-        gid: CString::new(format!("0 {} 1", Gid::effective())).ok()?,
-    };
+    let maps =
+        Maps { uid: format!("0 {} 1", Uid::effective()), gid: format!("0 {} 1", Gid::effective()) };
     let (reader, writer) = pipe().ok()?;
-    // SAFETY: the child only makes system calls on values of its own and of `maps`, then ends with _exit: it takes
-    // no lock that another thread could hold.
+    // SAFETY: the child makes system calls on values of its own and of `maps`, allocates nothing (paths as short as
+    // these are put on the stack by nix) and ends with _exit: it takes no lock that another thread could hold.
+    // boot's own fork would not do: it is for a process that has one thread, and tests have several.
     let child = match unsafe { fork() }.ok()? {
         ForkResult::Parent { child } => child,
-        ForkResult::Child => in_child(&maps, writer.as_raw_fd()),
+        ForkResult::Child => {
+            steps(&maps, &writer);
+            // SAFETY: ends the process without the parent's exit handlers.
+            unsafe { libc::_exit(0) }
+        }
     };
     drop(writer);
     let report = read(reader);
@@ -85,8 +84,8 @@ pub(super) fn run() -> Option<Trial> {
 }
 
 struct Maps {
-    uid: CString,
-    gid: CString,
+    uid: String,
+    gid: String,
 }
 
 fn read(reader: OwnedFd) -> Option<[i32; STEPS]> {
@@ -119,97 +118,67 @@ fn decode(report: &[i32; STEPS]) -> Trial {
 }
 
 /// The child. Writes its report step by step, so that a filter that kills it leaves the steps before.
-fn in_child(maps: &Maps, report: RawFd) -> ! {
-    steps(maps, report);
-    // SAFETY: ends the process without the parent's exit handlers.
-    unsafe { libc::_exit(0) }
-}
-
-fn steps(maps: &Maps, report: RawFd) {
-    // SAFETY: unshare(2) takes no memory.
-    let unshare = |kind| tell(report, errno_of(unsafe { libc::unshare(kind) }));
-    if unshare(libc::CLONE_NEWUSER) {
+fn steps(maps: &Maps, report: &OwnedFd) {
+    if tell(report, unshare(CloneFlags::CLONE_NEWUSER)) {
         tell(report, map_ids(maps));
     } else {
         // Real root goes on without.
-        tell(report, NOT_TRIED);
+        put(report, NOT_TRIED);
     }
     // Where this fails, a TAP would be made in the machine's own namespace: stop.
-    if !unshare(libc::CLONE_NEWNET) {
+    if !tell(report, unshare(CloneFlags::CLONE_NEWNET)) {
         return;
     }
-    unshare(libc::CLONE_NEWNS);
-    // SAFETY: a literal with a NUL at its end.
-    let tun = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
-    if !tell(report, errno_of(tun)) || !tell(report, make_tap(tun)) {
+    tell(report, unshare(CloneFlags::CLONE_NEWNS));
+    let tun = open("/dev/net/tun", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
+    tell(report, tun.as_ref().map(drop).map_err(|&errno| errno));
+    let Ok(tun) = tun else { return };
+    if !tell(report, make_tap(&tun)) {
         return;
     }
-    // SAFETY: TUNSETOFFLOAD takes a number.
-    let takes =
-        |offloads: libc::c_ulong| unsafe { libc::ioctl(tun, TUNSETOFFLOAD as _, offloads) } == 0;
-    let first = OFFLOADS.iter().position(|&(offloads, _)| takes(offloads));
-    tell(report, first.map_or(NOT_TRIED, |at| at as i32));
+    let first = tap::OFFLOADS.iter().position(|&o| sys::tun_offloads(tun.as_fd(), o).is_ok());
+    put(report, first.map_or(NOT_TRIED, |at| at as i32));
 }
 
-/// A new TAP with a virtio header; 0 or `errno`. It goes with the descriptor.
-fn make_tap(tun: RawFd) -> i32 {
-    // SAFETY: all zeros is a valid value of this plain C struct.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
-        *to = *from as libc::c_char;
-    }
+/// A new TAP with a virtio header. It goes with the descriptor.
+fn make_tap(tun: &OwnedFd) -> Result<(), Errno> {
+    let errno = |e: io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
-    let made = errno_of(unsafe { libc::ioctl(tun, TUNSETIFF as _, &raw mut request) });
-    if made != 0 {
-        return made;
-    }
-    let length = VNET_LEN as libc::c_int;
-    // SAFETY: TUNSETVNETHDRSZ reads one int.
-    errno_of(unsafe { libc::ioctl(tun, TUNSETVNETHDRSZ as _, &raw const length) })
+    sys::tun_attach(tun.as_fd(), "tap0", flags).map_err(errno)?;
+    sys::tun_header_len(tun.as_fd(), VNET_LEN).map_err(errno)
 }
 
-/// Maps our ids to 0; 0 or `errno`.
-fn map_ids(maps: &Maps) -> i32 {
-    let files = [
+/// Maps our ids to 0.
+fn map_ids(maps: &Maps) -> Result<(), Errno> {
+    for (path, text) in [
         // Without this an ordinary user may not map groups (user_namespaces(7)).
-        (c"/proc/self/setgroups", c"deny"),
-        (c"/proc/self/uid_map", maps.uid.as_c_str()),
-        (c"/proc/self/gid_map", maps.gid.as_c_str()),
-    ];
-    for (path, text) in files {
-        // SAFETY: both are strings with a NUL at their end, and only the bytes before it are written.
-        let failed = unsafe {
-            let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            match errno_of(fd) {
-                0 => {
-                    let written = libc::write(fd, text.as_ptr().cast(), text.count_bytes());
-                    let failed = if written < 0 { errno_of(-1) } else { 0 };
-                    libc::close(fd);
-                    failed
-                }
-                errno => errno,
-            }
-        };
-        if failed != 0 {
-            return failed;
-        }
+        ("/proc/self/setgroups", "deny"),
+        ("/proc/self/uid_map", &maps.uid),
+        ("/proc/self/gid_map", &maps.gid),
+    ] {
+        let file = open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        write(&file, text.as_bytes())?;
     }
-    0
+    Ok(())
 }
 
-/// 0, or the `errno` of a call that has just returned -1.
-fn errno_of(result: libc::c_int) -> i32 {
-    if result >= 0 { 0 } else { nix::errno::Errno::last_raw() }
+/// Reports one step; whether it worked.
+fn tell(report: &OwnedFd, result: Result<(), Errno>) -> bool {
+    put(
+        report,
+        match result.map_err(|errno| errno as i32) {
+            Ok(()) => 0,
+            // What nix has no name for.
+            Err(0) => libc::EIO,
+            Err(errno) => errno,
+        },
+    );
+    result.is_ok()
 }
 
-/// Writes one step's result; whether it worked.
-fn tell(report: RawFd, result: i32) -> bool {
-    let bytes = result.to_ne_bytes();
-    // SAFETY: the bytes live through the call. A parent that is gone wants no report.
-    let _ = unsafe { libc::write(report, bytes.as_ptr().cast(), bytes.len()) };
-    result == 0
+fn put(report: &OwnedFd, value: i32) {
+    // A parent that is gone wants no report.
+    let _ = write(report, &value.to_ne_bytes());
 }
 
 #[cfg(test)]

@@ -313,11 +313,11 @@ fn names() {
         only("resolv.conf", |f| f.resolv_conf = text)
     };
     let (verdict, text) = seen(Some(
-        "#nameserver 192.0.2.9\n nameserver\t127.0.0.53 # stub\nnameserver fe80::1%eth0\nnameserver x\n",
+        "#nameserver 192.0.2.9\n nameserver\t127.0.0.53 # stub\nnameserver 192.0.2.2\nnameserver x\n",
     ));
     assert_eq!(verdict, Verdict::Ok);
     assert!(
-        text.starts_with("the guest's DNS asks 127.0.0.53, then fe80::1 (on the host's loopback"),
+        text.starts_with("the guest's DNS asks 127.0.0.53, then 192.0.2.2 (on the host's loopback"),
         "{text}"
     );
     assert_eq!(seen(Some("options edns0\n")).0, Verdict::Lacking);
