@@ -64,6 +64,8 @@ pub(super) struct Ring {
     pub(super) plain: Answer,
     /// A ring as a worker sets it up.
     pub(super) flags: Answer,
+    /// Asking for what the kernel knows.
+    pub(super) probe: Answer,
     /// Operations that the kernel does not know.
     pub(super) missing: Vec<&'static str>,
     /// A ring of provided buffers.
@@ -140,9 +142,11 @@ fn ring() -> Ring {
     let worker: io::Result<IoUring> =
         IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(8);
     let mut probe = Probe::new();
-    // A kernel that knows no probe knows none of what came after it.
-    let _ = plain.as_ref().map(|ring| ring.submitter().register_probe(&mut probe));
+    let probed = plain
+        .as_ref()
+        .map_or(Err(libc::ENOSYS), |ring| answer(ring.submitter().register_probe(&mut probe)));
     Ring {
+        probe: probed,
         missing: OPERATIONS
             .iter()
             .filter(|&&(code, _)| !probe.is_supported(code))

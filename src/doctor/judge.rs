@@ -18,6 +18,10 @@ const DESCRIPTORS_OWN: u64 = 64;
 /// Fewer namespaces of a kind than this, for all of a user's processes, run out soon.
 const NAMESPACES_MIN: u64 = 64;
 
+/// What to do about a filter in the way of io_uring.
+const ALLOW_RING: &str = "start the container with a seccomp profile that allows io_uring_setup, \
+                          io_uring_enter and io_uring_register";
+
 /// All findings, in the order in which ringtap needs the things.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut all = vec![kernel(facts)];
@@ -81,6 +85,10 @@ fn io_uring(facts: &Facts) -> Vec<Finding> {
         return vec![finding(Verdict::Fatal, "io_uring", why, remedy)];
     }
     let upgrade = || format!("upgrade to Linux {OLDEST_KERNEL} or newer");
+    let remedy = |errno| match errno {
+        libc::EPERM | libc::EACCES | libc::ENOSYS if facts.is_filtered => ALLOW_RING.to_owned(),
+        _ => upgrade(),
+    };
     let mut all = vec![ok("io_uring", "a ring can be made")];
     all.push(match ring.flags {
         Ok(()) => ok("io_uring set-up", "single issuer, deferred task work"),
@@ -88,10 +96,13 @@ fn io_uring(facts: &Facts) -> Vec<Finding> {
             Verdict::Fatal,
             "io_uring set-up",
             format!("single issuer with deferred task work (since Linux 6.1): {}", error(errno)),
-            upgrade(),
+            remedy(errno),
         ),
     });
-    all.push(if ring.missing.is_empty() {
+    all.push(if let Err(errno) = ring.probe {
+        let found = format!("cannot be asked for: {}", error(errno));
+        finding(Verdict::Fatal, "io_uring operations", found, remedy(errno))
+    } else if ring.missing.is_empty() {
         ok("io_uring operations", "all, the multishot read among them")
     } else {
         let names = ring.missing.join(", ");
@@ -99,7 +110,7 @@ fn io_uring(facts: &Facts) -> Vec<Finding> {
     });
     all.push(match ring.buffers {
         Ok(()) => ok("io_uring buffer rings", "can be registered"),
-        Err(errno) => finding(Verdict::Fatal, "io_uring buffer rings", error(errno), upgrade()),
+        Err(errno) => finding(Verdict::Fatal, "io_uring buffer rings", error(errno), remedy(errno)),
     });
     all.push(if ring.no_iowait {
         ok("io_uring waiting", "is not counted as waiting for a disk")
@@ -128,9 +139,7 @@ fn blocked_ring(facts: &Facts, errno: i32) -> (String, String) {
         }
         (libc::EPERM | libc::EACCES | libc::ENOSYS, _) if facts.is_filtered => (
             format!("{}: a seccomp filter is in the way, as in most containers", error(errno)),
-            "start the container with a profile that allows io_uring_setup, io_uring_enter and \
-             io_uring_register"
-                .to_owned(),
+            ALLOW_RING.to_owned(),
         ),
         (libc::ENOSYS, _) => (
             "this kernel was built without it".to_owned(),

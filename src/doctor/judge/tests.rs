@@ -15,6 +15,7 @@ fn good() -> Facts {
         ring: Ring {
             plain: Ok(()),
             flags: Ok(()),
+            probe: Ok(()),
             missing: Vec::new(),
             buffers: Ok(()),
             no_iowait: true,
@@ -183,6 +184,14 @@ fn ring_features() {
     assert!(text.contains("(since Linux 6.1): invalid argument (EINVAL)"), "{text}");
     let (verdict, _) = only("io_uring buffer rings", |f| f.ring.buffers = Err(libc::EINVAL));
     assert_eq!(verdict, Verdict::Fatal);
+    let (verdict, text) = only("io_uring operations", |f| {
+        f.is_filtered = true;
+        f.ring.probe = Err(libc::ENOSYS);
+    });
+    assert_eq!(verdict, Verdict::Fatal);
+    assert!(text.contains("a seccomp profile that allows"), "{text}");
+    let (_, text) = only("io_uring operations", |f| f.ring.probe = Err(libc::EINVAL));
+    assert!(text.ends_with(" -- upgrade to Linux 6.7 or newer"), "{text}");
     let (verdict, text) = only("io_uring waiting", |f| f.ring.no_iowait = false);
     assert_eq!(verdict, Verdict::Ok);
     assert!(text.contains("I/O wait"));
