@@ -353,10 +353,20 @@ fn exec(argv: &[CString], mask: &SigSet, own_pids: bool) -> u8 {
     sys::set_default(Signal::SIGPIPE);
     let _ = mask.thread_set_mask();
     let Some(name) = argv.first() else { return 127 };
-    let Err(e) = execvp(name, argv);
+    let Err(mut e) = execvp(name, argv);
     let name = OsStr::from_bytes(name.as_bytes());
+    // A folder in PATH that may not be looked into is EACCES to execvp, and nothing to a shell.
+    if e == Errno::EACCES && !is_in_path(name, std::env::var_os("PATH").as_deref()) {
+        e = Errno::ENOENT;
+    }
     say(format_args!("{}: {}", name.display(), e.desc()));
     if matches!(e, Errno::ENOENT | Errno::ENOTDIR) { 127 } else { 126 }
+}
+
+/// Whether a command is there at all: given with a path, or a file in a folder of `PATH`.
+fn is_in_path(name: &OsStr, path: Option<&OsStr>) -> bool {
+    name.as_bytes().contains(&b'/')
+        || std::env::split_paths(path.unwrap_or_default()).any(|dir| dir.join(name).is_file())
 }
 
 /// A line on stderr, wherever that leads.
@@ -411,6 +421,15 @@ mod tests {
         assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some(137));
         assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGINT, false)), Some(130));
         assert_eq!(exit_code(WaitStatus::Stopped(pid, Signal::SIGTSTP)), None);
+    }
+
+    #[test]
+    fn a_missing_command_is_not_a_forbidden_one() {
+        let path = Some(OsStr::new("/nonexistent:/etc"));
+        assert!(is_in_path(OsStr::new("passwd"), path));
+        assert!(is_in_path(OsStr::new("./nonexistent"), path));
+        assert!(!is_in_path(OsStr::new("nonexistent"), path));
+        assert!(!is_in_path(OsStr::new("passwd"), None));
     }
 
     #[test]

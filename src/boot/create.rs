@@ -1,6 +1,7 @@
 //! `create`: a new network namespace, kept at a path by a bind mount as `ip netns` does.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -11,6 +12,15 @@ use nix::sched::{CloneFlags, unshare};
 use super::netns::{self, Place};
 use super::{Context, Failure, Guest, Life, tap};
 use crate::config::Config;
+
+/// A namespace's name that we have made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// What is mounted.
+    pub place: Place,
+    /// The empty file that it is mounted on.
+    below: Place,
+}
 
 /// Makes the namespace, keeps it at `path` and gives it a TAP.
 ///
@@ -23,11 +33,19 @@ pub fn boot(config: &Config, path: &Path) -> Result<Guest, Failure> {
         fs::create_dir(dir).context(|| format!("create {shown}: make {}", dir.display()))?;
     }
     let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path);
-    drop(file.context(|| format!("create {shown}"))?);
-    keep(config, path).inspect_err(|_| drop(fs::remove_file(path)))
+    let file = match file {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Failure::new(format!(
+                "create {shown}: it exists: choose another path, or remove what is left over there (umount {shown}; rm {shown})"
+            )));
+        }
+        file => file.context(|| format!("create {shown}"))?,
+    };
+    let below = Place::new(path, &file).context(|| format!("create {shown}"))?;
+    keep(config, path, below).inspect_err(|_| drop(fs::remove_file(path)))
 }
 
-fn keep(config: &Config, path: &Path) -> Result<Guest, Failure> {
+fn keep(config: &Config, path: &Path, below: Place) -> Result<Guest, Failure> {
     let shown = path.display();
     let (taps, namespace) = netns::in_child(0, || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| refused(path, e))?;
@@ -43,14 +61,16 @@ fn keep(config: &Config, path: &Path) -> Result<Guest, Failure> {
     mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|e| refused(path, e))?;
     let persistent = taps.first().map(tap::persistent).transpose()?.flatten();
-    Ok(Guest { taps, persistent, life: Life::Ours(place) })
+    Ok(Guest { taps, persistent, life: Life::Ours(Made { place, below }) })
 }
 
-/// Takes the namespace's name away, if it is still the one we gave.
-pub fn remove(place: &Place) {
-    if place.is_there() {
-        let _ = umount2(&place.path, MntFlags::MNT_DETACH);
-        let _ = fs::remove_file(&place.path);
+/// Takes the namespace's name away, unless the path means something else by now.
+pub fn remove(made: &Made) {
+    if made.place.is_there() {
+        let _ = umount2(&made.place.path, MntFlags::MNT_DETACH);
+    }
+    if made.below.is_there() {
+        let _ = fs::remove_file(&made.below.path);
     }
 }
 

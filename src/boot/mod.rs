@@ -61,7 +61,7 @@ pub enum Life {
     /// A path that names the namespace.
     Path(Place),
     /// A path that names the namespace and was made by us: it goes when we go.
-    Ours(Place),
+    Ours(create::Made),
     /// A command of our own.
     Command(Init),
 }

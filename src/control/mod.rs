@@ -25,6 +25,7 @@ use nix::unistd::{getpgrp, tcgetpgrp, tcsetpgrp};
 use tokio::io::Interest;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::boot::create::Made;
 use crate::boot::pass::FromChild;
 use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, create, sys, tap};
 use crate::config::{Config, Mode, Personality};
@@ -90,7 +91,7 @@ async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
     }
     match life {
         Life::Command(init) => init.end(),
-        Life::Ours(place) => create::remove(&place),
+        Life::Ours(made) => create::remove(&made),
         Life::Unknown | Life::Process(_) | Life::Path(_) => {}
     }
     drop(traces);
@@ -274,7 +275,7 @@ async fn guest_over(life: &Life) -> Result<End, Failure> {
             tracing::debug!("the guest's process has ended");
             Ok(End::Code(0))
         }
-        Life::Path(place) | Life::Ours(place) => {
+        Life::Path(place) | Life::Ours(Made { place, .. }) => {
             watch::gone(place).await;
             tracing::debug!("{} is gone", place.path.display());
             Ok(End::Code(0))
@@ -306,18 +307,13 @@ fn worker_ended(result: io::Result<()>, life: &Life) -> End {
     // A namespace that ends takes its TAP along; which we hear of first is chance.
     let over = match life {
         Life::Process(pidfd) => watch::is_ready(pidfd),
-        Life::Path(place) | Life::Ours(place) => !place.is_there(),
+        Life::Path(place) | Life::Ours(Made { place, .. }) => !place.is_there(),
         Life::Unknown | Life::Command(_) => false,
     };
     match result {
         _ if over => End::Code(0),
         Ok(()) => End::Failed(Failure::new("the worker has ended")),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EBADFD | libc::EFAULT | libc::ENODEV)) => {
-            End::Failed(Failure::new(
-                "the TAP is gone: it was deleted, or moved to another network namespace",
-            ))
-        }
-        Err(e) => End::Failed(Failure::new(format!("the worker has failed: {e}"))),
+        Err(e) => End::Failed(Failure::new(format!("forwarding has ended: {e}"))),
     }
 }
 
