@@ -305,14 +305,14 @@ fn serve(
     // Reports every change of the mount table.
     let mounts = resolv_conf.as_ref().and_then(|_| fs::File::open("/proc/self/mounts").ok());
     let mut alive = true;
-    let mut patience = PollTimeout::NONE;
+    let mut pause: Option<u16> = None;
     loop {
         let mut fds = vec![
             PollFd::new(link.as_fd(), PollFlags::POLLIN),
             PollFd::new(children.as_fd(), PollFlags::POLLIN),
         ];
         fds.extend(mounts.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
-        if poll(&mut fds, patience).is_err() {
+        if poll(&mut fds, pause.map_or(PollTimeout::NONE, PollTimeout::from)).is_err() {
             continue;
         }
         if fds[0].any() == Some(true) {
@@ -337,9 +337,12 @@ fn serve(
             }
         }
         if let Some(resolv_conf) = &mut resolv_conf {
-            let in_place = resolv_conf.keep();
-            // The file is missing: nothing says when it is back.
-            patience = if in_place { PollTimeout::NONE } else { PollTimeout::from(1000u16) };
+            // Nothing says when the file is back: look soon, then less often.
+            pause = if resolv_conf.keep() {
+                None
+            } else {
+                Some(pause.map_or(10, |ms| 1000.min(ms * 2)))
+            };
         }
     }
 }

@@ -71,14 +71,17 @@ impl ResolvConf {
 
     /// Mounts it again if the host has replaced the file: a mount ends when its place is renamed over or removed,
     /// as network managers do it, and the command would see the host's resolvers.
-    /// False: there is no file to mount it over.
+    /// False: it is not in place, because there is no file, or not yet: the mount ends before the rename does.
     pub fn keep(&mut self) -> bool {
         let Ok(now) = sys::clone_mount(&self.target) else { return false };
-        // Attaching uses the copy up; the next one is made of what is attached.
-        if !same_file(&now, &self.spare)
-            && sys::attach_mount(self.spare.as_fd(), &self.target).is_ok()
-            && let Ok(spare) = sys::clone_mount(&self.target)
-        {
+        if same_file(&now, &self.spare) {
+            return true;
+        }
+        if sys::attach_mount(self.spare.as_fd(), &self.target).is_err() {
+            return false;
+        }
+        // Attaching has used the copy up; the next one is made of what is attached.
+        if let Ok(spare) = sys::clone_mount(&self.target) {
             self.spare = spare;
         }
         true
