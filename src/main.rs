@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::raise;
-use ringtap::boot::{self, Inherited, sys};
+use ringtap::boot::{self, Failure, Inherited, sys};
 use ringtap::cli::{self, Command};
 use ringtap::config::{Config, Personality};
 use ringtap::control::{self, End};
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         }
         Err(refusal) => {
             print(&refusal.stdout);
-            complain(&refusal.stderr);
+            print_error(&refusal.stderr);
             ExitCode::from(refusal.code)
         }
     }
@@ -45,16 +45,22 @@ fn forward(config: &Config) -> ExitCode {
         .finish();
     // Set once, here: it cannot have been set before.
     let _ = tracing::subscriber::set_global_default(log);
-    let end = match Inherited::take(config).and_then(|mut inherited| {
-        let guest = boot::boot(config, &mut inherited)?;
-        // After the fork of the command, which keeps the limit it was given.
-        raise_descriptor_limit();
-        Ok(control::run(config, guest, inherited))
-    }) {
-        Ok(end) => end,
-        Err(failure) => End::Failed(failure),
+    let guest = Inherited::take(config)
+        .and_then(|mut inherited| Ok((boot::boot(config, &mut inherited)?, inherited)));
+    let (guest, inherited) = match guest {
+        Ok(booted) => booted,
+        Err(failure) => {
+            complain(config, &failure);
+            if config.personality == Personality::Slirp4netns {
+                // What it says whenever the guest cannot be had; callers log it.
+                print_error("child failed(1)");
+            }
+            return ExitCode::FAILURE;
+        }
     };
-    match end {
+    // After the fork of the command, which keeps the limit it was given.
+    raise_descriptor_limit();
+    match control::run(config, guest, inherited) {
         End::Code(code) => ExitCode::from(code),
         End::Signal(signal) => {
             sys::set_default(signal);
@@ -62,13 +68,17 @@ fn forward(config: &Config) -> ExitCode {
             ExitCode::FAILURE
         }
         End::Failed(failure) => {
-            match config.personality {
-                Personality::Native => complain(&format!("ringtap: {failure}")),
-                // Callers log it; the second line is what it says whenever the guest cannot be had.
-                Personality::Slirp4netns => complain(&format!("{failure}\nchild failed(1)")),
-            }
+            complain(config, &failure);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a failure as the personality does.
+fn complain(config: &Config, failure: &Failure) {
+    match config.personality {
+        Personality::Native => print_error(&format!("ringtap: {failure}")),
+        Personality::Slirp4netns => print_error(&failure.to_string()),
     }
 }
 
@@ -90,7 +100,7 @@ fn print(text: &str) {
 }
 
 /// Prints a line on stderr, if there is one.
-fn complain(line: &str) {
+fn print_error(line: &str) {
     if !line.is_empty() {
         let _ = writeln!(std::io::stderr(), "{line}");
     }
