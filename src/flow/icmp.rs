@@ -299,3 +299,292 @@ pub(super) fn from_errno(errno: i32) -> Option<Unreachable> {
 pub(super) fn refused(ctx: &mut Ctx<'_>) {
     ctx.stats.drop(Drop::HostRefused);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::{Pools, Slot};
+    use crate::config::NetConfig;
+    use crate::flow::{Action, Actions, DgramError, Errno};
+    use crate::frame::{self, L3, vnet};
+    use crate::stats::Stats;
+    use crate::time::Time;
+
+    const GUEST_MAC: Mac = [2, 0, 0, 0, 0, 9];
+    const GATEWAY_MAC: Mac = [0x52, 0x55, 10, 0, 2, 2];
+
+    /// Runs `f` with a context and yields the frames it has written.
+    fn written(f: impl FnOnce(&mut Ctx<'_>)) -> Vec<Slot> {
+        let (net, pools) = (NetConfig::native(), Pools::new().unwrap());
+        let (mut actions, mut stats) = (Actions::new(), Stats::default());
+        f(&mut Ctx {
+            net: &net,
+            pools: &pools,
+            actions: &mut actions,
+            stats: &mut stats,
+            now: Time(0),
+            guest_mac: GUEST_MAC,
+        });
+        std::iter::from_fn(|| actions.pop())
+            .map(|action| match action {
+                Action::TapWrite { slot, keep: None } => slot,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    /// A frame of the guest with `payload` after the IP header.
+    fn frame(src: &str, dst: &str, proto: IpProtocol, payload: &[u8]) -> Vec<u8> {
+        let pools = Pools::new().unwrap();
+        let mut slot = pools.large.take().unwrap();
+        slot.set_range(HEADROOM, payload.len());
+        slot.bytes_mut().copy_from_slice(payload);
+        let pair = Pair::new(src.parse().unwrap(), dst.parse().unwrap()).unwrap();
+        let (eth_src, eth_dst) = (GUEST_MAC, GATEWAY_MAC);
+        build::ip(&mut slot, &Out { eth_src, eth_dst, pair, ttl: 9, tos: 3, df: true }, proto);
+        slot.bytes().to_vec()
+    }
+
+    fn ip(frame: &[u8]) -> (Parsed, Ip) {
+        let parsed = frame::parse(frame).unwrap();
+        match parsed.l3 {
+            L3::Ip(ip) => (parsed, ip),
+            L3::Arp { .. } => panic!("ARP"),
+        }
+    }
+
+    fn answers(frame: &[u8], why: Unreachable) -> Vec<Slot> {
+        let (parsed, ip) = ip(frame);
+        written(|ctx| unreachable(ctx, &parsed, &ip, frame, why))
+    }
+
+    /// Checks headers and checksum of the only frame and yields source, message.
+    fn message(frames: &[Slot]) -> (IpAddr, Vec<u8>) {
+        let [slot] = frames else { panic!("{} frames", frames.len()) };
+        let (parsed, ip) = ip(slot.bytes());
+        assert_eq!((parsed.eth_src, parsed.eth_dst), (GATEWAY_MAC, GUEST_MAC));
+        assert_eq!(parsed.vnet, vnet::Header::NONE);
+        let message = &slot.bytes()[ip.start..ip.end];
+        let acc = match Pair::new(ip.src, ip.dst).unwrap() {
+            Pair::V4(..) => 0,
+            pair @ Pair::V6(..) => checksum::pseudo_header(pair, 58, message.len() as u32),
+        };
+        assert_eq!(checksum::fold(checksum::sum(acc, message)), 0xffff);
+        (ip.src, message.to_vec())
+    }
+
+    #[test]
+    fn quotes_what_came_and_clears_what_a_slot_held() {
+        let pools = Pools::new().unwrap();
+        let mut dirty = pools.small.take().unwrap();
+        dirty.set_range(0, dirty.capacity());
+        dirty.bytes_mut().fill(0xaa);
+        drop(dirty);
+        for (src, dst, gateway, kind, code) in [
+            ("10.0.2.100", "198.51.100.7", "10.0.2.2", 3, 0),
+            ("10.0.2.100", "10.0.2.3", "10.0.2.3", 3, 0),
+            ("fd00::100", "2001:db8::1", "fd00::2", 1, 0),
+            ("fe80::1234", "fe80::2", "fe80::2", 1, 0),
+        ] {
+            for (len, quoted) in [(8, 8), (100, 100), (5000, usize::MAX)] {
+                let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
+                let bytes = frame(src, dst, IpProtocol::Udp, &payload);
+                let (parsed, ip) = ip(&bytes);
+                let mut actions = Actions::new();
+                let net = NetConfig::native();
+                unreachable(
+                    &mut Ctx {
+                        net: &net,
+                        pools: &pools,
+                        actions: &mut actions,
+                        stats: &mut Stats::default(),
+                        now: Time(0),
+                        guest_mac: GUEST_MAC,
+                    },
+                    &parsed,
+                    &ip,
+                    &bytes,
+                    Unreachable::Net,
+                );
+                let Some(Action::TapWrite { slot, .. }) = actions.pop() else { panic!() };
+                let (from, message) = message(&[slot]);
+                assert_eq!(from, gateway.parse::<IpAddr>().unwrap());
+                assert_eq!((message[0], message[1], &message[4..8]), (kind, code, &[0; 4][..]));
+                let (header, max) = if from.is_ipv4() { (20, 548) } else { (40, 1232) };
+                assert_eq!(message.len() - 8, max.min(quoted.saturating_add(header)));
+                assert_eq!(&message[8..], &bytes[ip.l3_start..ip.l3_start + message.len() - 8]);
+            }
+        }
+    }
+
+    #[test]
+    fn too_big_names_the_mtu() {
+        let bytes = frame("10.0.2.100", "198.51.100.7", IpProtocol::Udp, &[0; 8]);
+        let (_, message4) = message(&answers(&bytes, Unreachable::TooBig(1300)));
+        assert_eq!(message4[..2], [3, 4]);
+        assert_eq!(message4[4..8], [0, 0, 0x05, 0x14]);
+        let bytes = frame("fd00::100", "2001:db8::1", IpProtocol::Udp, &[0; 8]);
+        let (_, message6) = message(&answers(&bytes, Unreachable::TooBig(1300)));
+        assert_eq!(message6[..2], [2, 0]);
+        assert_eq!(message6[4..8], [0, 0, 0x05, 0x14]);
+    }
+
+    #[test]
+    fn silent_where_the_rules_ask_for_it() {
+        let silent = |src: &str, dst: &str, proto, payload: &[u8]| {
+            let bytes = frame(src, dst, proto, payload);
+            assert_eq!(answers(&bytes, Unreachable::Port).len(), 0, "{src} {dst} {payload:?}");
+        };
+        let (here, there) = ("10.0.2.100", "198.51.100.7");
+        for kind in [3, 4, 5, 11, 12, 1, 255] {
+            silent(here, there, IpProtocol::Icmp, &[kind; 8]);
+        }
+        silent(here, there, IpProtocol::Icmp, &[]);
+        for kind in [1, 2, 3, 4, 127] {
+            silent("fd00::100", "2001:db8::1", IpProtocol::Icmpv6, &[kind; 8]);
+        }
+        silent("fd00::100", "2001:db8::1", IpProtocol::Icmpv6, &[]);
+        for dst in ["224.0.0.1", "255.255.255.255", "10.0.2.255", "0.0.0.0"] {
+            silent(here, dst, IpProtocol::Udp, &[0; 8]);
+        }
+        for src in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "10.0.2.255"] {
+            silent(src, there, IpProtocol::Udp, &[0; 8]);
+        }
+        silent("fd00::100", "ff02::1", IpProtocol::Udp, &[0; 8]);
+        silent("::", "2001:db8::1", IpProtocol::Udp, &[0; 8]);
+        // A later fragment; the first one is answered.
+        let mut bytes = frame(here, there, IpProtocol::Udp, &[0; 64]);
+        bytes[10 + 14 + 6..10 + 14 + 8].copy_from_slice(&[0x20, 0]);
+        assert_eq!(answers(&bytes, Unreachable::Port).len(), 1);
+        bytes[10 + 14 + 6..10 + 14 + 8].copy_from_slice(&[0x00, 0x04]);
+        assert_eq!(answers(&bytes, Unreachable::Port).len(), 0);
+        // A link-layer broadcast.
+        let mut bytes = frame(here, there, IpProtocol::Udp, &[0; 8]);
+        bytes[10..16].fill(0xff);
+        assert_eq!(answers(&bytes, Unreachable::Port).len(), 0);
+        // An echo request is no error.
+        let bytes = frame(here, there, IpProtocol::Icmp, &[8, 0, 0, 0, 0, 1, 0, 1]);
+        assert_eq!(answers(&bytes, Unreachable::Host).len(), 1);
+    }
+
+    #[test]
+    fn unknown_protocols() {
+        let bytes = frame("10.0.2.100", "198.51.100.7", IpProtocol::from(132), &[0; 16]);
+        let (parsed, ip4) = ip(&bytes);
+        let frames = written(|ctx| protocol_unreachable(ctx, &parsed, &ip4, &bytes));
+        assert_eq!(message(&frames).1[..2], [3, 2]);
+        // Behind a destination options header of 16 bytes the number stands at its start.
+        let mut payload = [0; 32];
+        payload[..2].copy_from_slice(&[132, 1]);
+        let bytes = frame("fd00::100", "2001:db8::1", IpProtocol::Ipv6Opts, &payload);
+        let (parsed, ip6) = ip(&bytes);
+        assert_eq!(ip6.proto, IpProtocol::from(132));
+        let frames = written(|ctx| protocol_unreachable(ctx, &parsed, &ip6, &bytes));
+        let (_, message) = message(&frames);
+        assert_eq!((&message[..2], &message[4..8]), (&[4, 1][..], &[0, 0, 0, 40][..]));
+    }
+
+    #[test]
+    fn about_rewrites_the_header_and_distrusts_the_reporter() {
+        let about_from = |guest: &str, to: &str, from: Option<&str>| {
+            let (guest, to) = (guest.parse().unwrap(), to.parse().unwrap());
+            let from = from.map(|a| a.parse().unwrap());
+            message(&written(|ctx| {
+                about(ctx, GUEST_MAC, guest, to, 17, &[7; 8], from, Unreachable::TimeExceeded);
+            }))
+        };
+        let (guest, to) = ("10.0.2.100:1000", "198.51.100.7:33434");
+        for (from, shown) in [
+            (None, "10.0.2.2"),
+            (Some("203.0.113.1"), "203.0.113.1"),
+            (Some("127.0.0.1"), "10.0.2.2"),
+            (Some("224.0.0.1"), "10.0.2.2"),
+            (Some("fd00::2"), "10.0.2.2"),
+        ] {
+            let (src, message) = about_from(guest, to, from);
+            assert_eq!(src, shown.parse::<IpAddr>().unwrap(), "{from:?}");
+            assert_eq!(message[..8], [11, 0, message[2], message[3], 0, 0, 0, 0]);
+            let quoted = Ipv4Packet::new_checked(&message[8..]).unwrap();
+            assert!(quoted.verify_checksum());
+            assert_eq!(SocketAddr::new(quoted.src_addr().into(), 1000), guest.parse().unwrap());
+            assert_eq!(SocketAddr::new(quoted.dst_addr().into(), 33434), to.parse().unwrap());
+            assert_eq!((quoted.next_header(), quoted.payload()), (IpProtocol::Udp, &[7; 8][..]));
+        }
+        let (src, message) = about_from("[fd00::100]:5", "[2001:db8::1]:6", None);
+        assert_eq!((src, message[0]), ("fd00::2".parse().unwrap(), 3));
+        let quoted = Ipv6Packet::new_checked(&message[8..]).unwrap();
+        assert_eq!((quoted.next_header(), quoted.payload()), (IpProtocol::Udp, &[7; 8][..]));
+        // Families that do not match are our own mistake, and no frame.
+        let (guest, to) = (guest.parse().unwrap(), "[2001:db8::1]:6".parse().unwrap());
+        let frames = written(|ctx| {
+            about(ctx, GUEST_MAC, guest, to, 17, &[7; 8], None, Unreachable::Net);
+        });
+        assert!(frames.is_empty());
+    }
+
+    #[test]
+    fn echo_requests_only() {
+        let ident = |dst, proto, message: &[u8]| {
+            let src = if dst == "198.51.100.7" { "10.0.2.100" } else { "fd00::100" };
+            let bytes = frame(src, dst, proto, message);
+            let (_, ip) = ip(&bytes);
+            echo_ident(&ip, &bytes[ip.start..ip.end])
+        };
+        let request = [8, 0, 0, 0, 0x12, 0x34, 0, 1, 9];
+        assert_eq!(ident("198.51.100.7", IpProtocol::Icmp, &request), Some(0x1234));
+        for cut in 0..8 {
+            assert_eq!(ident("198.51.100.7", IpProtocol::Icmp, &request[..cut]), None);
+        }
+        assert_eq!(ident("198.51.100.7", IpProtocol::Icmp, &[0, 0, 0, 0, 1, 1, 0, 1]), None);
+        assert_eq!(ident("198.51.100.7", IpProtocol::Icmp, &[8, 1, 0, 0, 1, 1, 0, 1]), None);
+        assert_eq!(ident("198.51.100.7", IpProtocol::Icmpv6, &[128, 0, 0, 0, 1, 1, 0, 1]), None);
+        assert_eq!(
+            ident("2001:db8::1", IpProtocol::Icmpv6, &[128, 0, 0, 0, 1, 1, 0, 1]),
+            Some(257)
+        );
+        assert_eq!(ident("2001:db8::1", IpProtocol::Icmp, &[8, 0, 0, 0, 1, 1, 0, 1]), None);
+    }
+
+    #[test]
+    fn errors_of_the_host_side_translate() {
+        let error = |to: &str, icmp, errno, mtu| {
+            translate(&DgramError {
+                errno: Errno(errno),
+                icmp,
+                mtu,
+                offender: None,
+                to: to.parse().unwrap(),
+                echo_seq: 0,
+            })
+        };
+        let (v4, v6) = ("198.51.100.7:1", "[2001:db8::1]:1");
+        for (icmp, why) in [
+            ((3, 0), Some(Unreachable::Net)),
+            ((3, 1), Some(Unreachable::Host)),
+            ((3, 3), Some(Unreachable::Port)),
+            ((3, 4), Some(Unreachable::TooBig(1400))),
+            ((3, 13), Some(Unreachable::Prohibited)),
+            ((11, 0), Some(Unreachable::TimeExceeded)),
+            ((12, 0), None),
+            ((4, 0), None),
+        ] {
+            assert_eq!(error(v4, Some(icmp), 0, 1400), why, "{icmp:?}");
+        }
+        for (icmp, why) in [
+            ((1, 0), Some(Unreachable::Net)),
+            ((1, 1), Some(Unreachable::Prohibited)),
+            ((1, 3), Some(Unreachable::Host)),
+            ((1, 4), Some(Unreachable::Port)),
+            ((2, 0), Some(Unreachable::TooBig(1400))),
+            ((3, 0), Some(Unreachable::TimeExceeded)),
+            ((4, 0), None),
+        ] {
+            assert_eq!(error(v6, Some(icmp), 0, 1400), why, "{icmp:?}");
+        }
+        assert_eq!(error(v4, None, libc::EMSGSIZE, 70_000), Some(Unreachable::TooBig(0xffff)));
+        assert_eq!(error(v4, None, libc::EMSGSIZE, 67), None);
+        assert_eq!(error(v6, None, libc::EMSGSIZE, 1279), None);
+        assert_eq!(error(v4, None, libc::EHOSTUNREACH, 0), Some(Unreachable::Host));
+        assert_eq!(error(v4, None, libc::EINVAL, 0), None);
+    }
+}

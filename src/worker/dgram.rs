@@ -311,7 +311,7 @@ fn send_again(sock: &Sock, sending: &Sending, part: u32, errno: i32) -> Result<(
 /// Sends by a plain system call, after taking the socket's pending error away. What is refused all
 /// the same is tried once more: another error may have come in between. The error queue keeps them all.
 fn send_clear(sock: &Sock, payload: &[u8], to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
-    let mut send = || {
+    let send = || {
         sock.error();
         send_now(sock.raw(), payload, to, opts)
     };
