@@ -185,3 +185,196 @@ impl PingFlow {
         icmp::about(ctx, self.mac, guest, to, proto, &header, from, why);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::Pools;
+    use crate::config::NetConfig;
+    use crate::flow::key::Proto;
+    use crate::flow::{Actions, Errno};
+    use crate::frame::{self, L3, checksum};
+    use crate::limits::HEADROOM;
+    use crate::stats::Stats;
+
+    const ID: FlowId = FlowId { index: 3, generation: 1 };
+    const MAC: Mac = [2, 0, 0, 0, 0, 9];
+    const OPTS: SendOpts = SendOpts { ttl: 5, tos: 0x28, df: true, segment: 0 };
+
+    /// One mapping with identifier 0x1234, and everything around it.
+    struct Bed {
+        net: NetConfig,
+        pools: Pools,
+        actions: Actions,
+        stats: Stats,
+        key: FlowKey,
+        flow: PingFlow,
+    }
+
+    fn at(addr: &str) -> SocketAddr {
+        SocketAddr::new(addr.parse().unwrap(), 0)
+    }
+
+    impl Bed {
+        fn of(guest: &str) -> Self {
+            let guest = SocketAddr::new(guest.parse().unwrap(), 0x1234);
+            Self {
+                net: NetConfig::native(),
+                pools: Pools::new().unwrap(),
+                actions: Actions::new(),
+                stats: Stats::default(),
+                key: FlowKey::guest_only(Proto::Ping, guest),
+                flow: PingFlow::new(MAC),
+            }
+        }
+
+        fn slot(&self, message: &[u8]) -> Slot {
+            let mut slot = self.pools.large.take().unwrap();
+            slot.set_range(HEADROOM, message.len());
+            slot.bytes_mut().copy_from_slice(message);
+            slot
+        }
+
+        fn with<R>(&mut self, f: impl FnOnce(&mut PingFlow, &mut Ctx<'_>, &FlowKey) -> R) -> R {
+            let mut ctx = Ctx {
+                net: &self.net,
+                pools: &self.pools,
+                actions: &mut self.actions,
+                stats: &mut self.stats,
+                now: Time(1000),
+                guest_mac: MAC,
+            };
+            f(&mut self.flow, &mut ctx, &self.key)
+        }
+
+        fn request(&mut self, to: &str, host: &str, message: &[u8]) -> bool {
+            let (slot, to, host) = (self.slot(message), at(to), at(host));
+            self.with(|f, c, _| f.handle_echo(c, ID, MAC, to, host, slot, OPTS));
+            match self.actions.pop() {
+                Some(Action::DgramSend { flow: ID, slot, to, opts: OPTS }) => {
+                    assert_eq!((slot.bytes(), to), (message, host));
+                    true
+                }
+                None => false,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn event(&mut self, event: DgramEvent) -> Next {
+            self.with(|f, c, k| f.handle_event(c, ID, k, event))
+        }
+
+        /// Source and ICMP message of the frame that was written.
+        fn written(&mut self) -> Option<(IpAddr, Vec<u8>)> {
+            let Action::TapWrite { slot, keep: None } = self.actions.pop()? else { panic!() };
+            let L3::Ip(ip) = frame::parse(slot.bytes()).unwrap().l3 else { panic!() };
+            let message = slot.bytes()[ip.start..ip.end].to_vec();
+            let acc = match Pair::new(ip.src, ip.dst).unwrap() {
+                Pair::V4(..) => 0,
+                pair @ Pair::V6(..) => checksum::pseudo_header(pair, 58, message.len() as u32),
+            };
+            assert_eq!(checksum::fold(checksum::sum(acc, &message)), 0xffff);
+            Some((ip.src, message))
+        }
+
+        fn reply(&mut self, from: &str, message: &[u8]) -> Option<(IpAddr, Vec<u8>)> {
+            let (slot, from) = (self.slot(message), at(from));
+            self.event(DgramEvent::Received { slot, from, ttl: Some(60), tos: 0, segment: 0 });
+            self.written()
+        }
+    }
+
+    #[test]
+    fn the_guests_identifier_comes_back() {
+        for (guest, to, host, kinds) in [
+            ("10.0.2.100", "10.0.2.2", "127.0.0.1", [8, 0]),
+            ("fd00::100", "2001:db8::1", "2001:db8::1", [128, 129]),
+        ] {
+            for data in [0, 1, 56, 1400] {
+                let mut bed = Bed::of(guest);
+                let mut message = vec![kinds[0], 0, 0xbe, 0xef, 0x12, 0x34, 0, 7];
+                message.extend((0..data).map(|i| i as u8));
+                assert!(bed.request(to, host, &message));
+                message[0] = kinds[1];
+                message[4..6].copy_from_slice(&[0x99, 0x99]);
+                let (src, got) = bed.reply(host, &message).unwrap();
+                assert_eq!(src, at(to).ip());
+                assert_eq!((got[0], &got[4..8]), (kinds[1], &[0x12, 0x34, 0, 7][..]));
+                assert_eq!(got[8..], message[8..]);
+            }
+        }
+    }
+
+    #[test]
+    fn only_whole_echo_replies_of_peers_pass() {
+        let mut bed = Bed::of("10.0.2.100");
+        let reply = [0, 0, 0, 0, 9, 9, 0, 1];
+        assert!(bed.request("198.51.100.7", "198.51.100.7", &[8, 0, 0, 0, 9, 9, 0, 1]));
+        for cut in 0..8 {
+            assert_eq!(bed.reply("198.51.100.7", &reply[..cut]), None);
+        }
+        assert_eq!(bed.stats.dropped(Drop::Malformed), 8);
+        // An extended echo reply, and a stranger.
+        assert_eq!(bed.reply("198.51.100.7", &[43, 0, 0, 0, 9, 9, 0, 1]), None);
+        assert_eq!(bed.reply("198.51.100.8", &reply), None);
+        assert_eq!(bed.stats.dropped(Drop::Unsolicited), 1);
+        assert!(bed.reply("198.51.100.7", &reply).is_some());
+        assert!(!bed.request("198.51.100.7", "198.51.100.7", &reply[..7]));
+        assert_eq!(bed.pools.large.lent(), 0);
+    }
+
+    #[test]
+    fn errors_name_the_request() {
+        for (guest, to, kind, icmp, head) in [
+            ("10.0.2.100", "198.51.100.7", 8, (11, 0), 28),
+            ("fd00::100", "2001:db8::1", 128, (3, 0), 48),
+        ] {
+            let mut bed = Bed::of(guest);
+            assert!(bed.request(to, to, &[kind, 0, 0, 0, 0x12, 0x34, 0, 7]));
+            let offender = if head == 28 { "203.0.113.1" } else { "2001:db8:2::1" };
+            let mut error = DgramError {
+                errno: Errno(libc::EHOSTUNREACH),
+                icmp: Some(icmp),
+                mtu: 0,
+                offender: Some(offender.parse().unwrap()),
+                to: at(to),
+                echo_seq: 7,
+            };
+            bed.event(DgramEvent::Error(error));
+            let (src, message) = bed.written().unwrap();
+            assert_eq!((src, message[0]), (offender.parse().unwrap(), icmp.0));
+            assert_eq!(message[head..], [kind, 0, 0, 0, 0x12, 0x34, 0, 7]);
+            error.to = at(offender);
+            bed.event(DgramEvent::Error(error));
+            assert_eq!(bed.written(), None);
+            // Refused by our own kernel: the gateway says so.
+            let slot = bed.slot(&[kind, 0, 0, 0, 0x12, 0x34, 0, 8]);
+            let errno = Errno(libc::ENETUNREACH);
+            bed.event(DgramEvent::Refused { slot, to: at(to), errno });
+            let (_, message) = bed.written().unwrap();
+            assert_eq!(message[head..], [kind, 0, 0, 0, 0x12, 0x34, 0, 8]);
+        }
+    }
+
+    #[test]
+    fn without_a_ping_socket_requests_are_dropped_quietly() {
+        let mut bed = Bed::of("10.0.2.100");
+        assert!(bed.request("198.51.100.7", "198.51.100.7", &[8, 0, 0, 0, 9, 9, 0, 1]));
+        let next = bed.event(DgramEvent::Failed(Errno(libc::EACCES)));
+        assert_eq!((next, bed.written()), (Next::Close { reset: false }, None));
+        assert_eq!(bed.stats.dropped(Drop::HostRefused), 1);
+    }
+
+    #[test]
+    fn ends_when_idle() {
+        let mut bed = Bed::of("10.0.2.100");
+        assert!(bed.request("198.51.100.7", "198.51.100.7", &[8, 0, 0, 0, 9, 9, 0, 1]));
+        let due = Time(1000) + PING_IDLE;
+        assert_eq!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(Some(due)));
+        bed.flow.used = Time(0);
+        assert!(bed.with(|f, c, _| {
+            c.now = Time(0) + PING_IDLE;
+            f.handle_timeout(c) == Next::Close { reset: false }
+        }));
+    }
+}

@@ -199,3 +199,177 @@ fn address(bytes: &[u8]) -> Option<SocketAddr> {
     };
     Some(SocketAddr::new(ip, port))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A `struct cmsghdr` with its data, padded.
+    fn message(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (HEADER + data.len()).to_ne_bytes().to_vec();
+        bytes.extend(level.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+        bytes
+    }
+
+    fn name(addr: &str) -> Vec<u8> {
+        let addr: SocketAddr = addr.parse().unwrap();
+        let mut bytes = vec![];
+        match addr {
+            SocketAddr::V4(a) => {
+                bytes.extend((libc::AF_INET as u16).to_ne_bytes());
+                bytes.extend(a.port().to_be_bytes());
+                bytes.extend(a.ip().octets());
+                bytes.extend([0; 8]);
+            }
+            SocketAddr::V6(a) => {
+                bytes.extend((libc::AF_INET6 as u16).to_ne_bytes());
+                bytes.extend(a.port().to_be_bytes());
+                bytes.extend([0; 4]);
+                bytes.extend(a.ip().octets());
+                bytes.extend([0; 4]);
+            }
+        }
+        bytes
+    }
+
+    /// What the kernel writes into a buffer.
+    fn buffer(name: &[u8], control: &[u8], room: usize, payload: &[u8], flags: i32) -> Vec<u8> {
+        let mut bytes = vec![];
+        for field in [name.len(), control.len(), payload.len(), flags as usize] {
+            bytes.extend((field as u32).to_ne_bytes());
+        }
+        bytes.extend(name);
+        bytes.resize(OUT + NAME, 0xee);
+        bytes.extend(control);
+        bytes.resize(OUT + NAME + room, 0xee);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn data_v4() -> Vec<u8> {
+        let control =
+            [message(0, libc::IP_TTL, &77i32.to_ne_bytes()), message(0, libc::IP_TOS, &[0x28])];
+        buffer(&name("198.51.100.7:53"), &control.concat(), DATA_CONTROL, b"payload", 0)
+    }
+
+    #[test]
+    fn data_of_both_families() {
+        let bytes = data_v4();
+        let got = read_data(&bytes).unwrap();
+        assert_eq!(got.from, "198.51.100.7:53".parse().unwrap());
+        assert_eq!((got.ttl, got.tos, got.segment), (Some(77), 0x28, 0));
+        assert!(got.start >= HEADROOM);
+        assert_eq!(&bytes[got.start..got.start + got.len], b"payload");
+        let control = [
+            message(libc::SOL_IPV6, libc::IPV6_HOPLIMIT, &3i32.to_ne_bytes()),
+            message(libc::SOL_IPV6, libc::IPV6_TCLASS, &5i32.to_ne_bytes()),
+            message(libc::SOL_UDP, libc::UDP_GRO, &1200i32.to_ne_bytes()),
+        ];
+        let bytes = buffer(&name("[2001:db8::1]:9"), &control.concat(), DATA_CONTROL, &[], 0);
+        let got = read_data(&bytes).unwrap();
+        assert_eq!(got.from, "[2001:db8::1]:9".parse().unwrap());
+        assert_eq!((got.ttl, got.tos, got.segment, got.len), (Some(3), 5, 1200, 0));
+    }
+
+    fn error_v4(payload: &[u8]) -> Vec<u8> {
+        let mut data = libc::ECONNREFUSED.to_ne_bytes().to_vec();
+        data.extend([2, 3, 4, 0]);
+        data.extend(1300u32.to_ne_bytes());
+        data.extend([0; 4]);
+        data.extend(name("203.0.113.1:0"));
+        let control = [message(0, libc::IP_TTL, &[0; 4]), message(0, libc::IP_RECVERR, &data)];
+        buffer(&name("198.51.100.7:53"), &control.concat(), ERROR_CONTROL, payload, 0)
+    }
+
+    #[test]
+    fn errors() {
+        let got = read_error(&error_v4(&[8, 0, 0, 0, 1, 1, 0x12, 0x34])).unwrap();
+        assert_eq!(got.errno, Errno(libc::ECONNREFUSED));
+        assert_eq!((got.icmp, got.mtu, got.echo_seq), (Some((3, 4)), 1300, 0x1234));
+        assert_eq!(got.offender, Some("203.0.113.1".parse().unwrap()));
+        assert_eq!(got.to, "198.51.100.7:53".parse().unwrap());
+        // Our own kernel's: no ICMP, nobody who sent it, nothing quoted.
+        let mut data = libc::EMSGSIZE.to_ne_bytes().to_vec();
+        data.extend([1, 0, 0, 0]);
+        data.extend(1280u32.to_ne_bytes());
+        data.extend([0; 4]);
+        data.extend(name("[::]:0"));
+        let control = message(libc::SOL_IPV6, libc::IPV6_RECVERR, &data);
+        let bytes = buffer(&name("[2001:db8::1]:9"), &control, ERROR_CONTROL, &[], 0);
+        let got = read_error(&bytes).unwrap();
+        assert_eq!((got.icmp, got.mtu, got.offender, got.echo_seq), (None, 1280, None, 0));
+    }
+
+    #[test]
+    fn every_truncation_is_seen() {
+        let bytes = data_v4();
+        for cut in 0..bytes.len() {
+            assert_eq!(read_data(&bytes[..cut]), None, "{cut}");
+        }
+        let bytes = error_v4(&[0; 8]);
+        for cut in 0..bytes.len() {
+            assert_eq!(read_error(&bytes[..cut]), None, "{cut}");
+        }
+        // Cut by the kernel: for want of room, in name, control or payload.
+        let control = message(0, libc::IP_TTL, &[0; 4]);
+        let whole = name("198.51.100.7:53");
+        let truncated = buffer(&whole, &control, DATA_CONTROL, b"x", libc::MSG_TRUNC);
+        assert_eq!(read_data(&truncated), None);
+        for cut in 0..control.len() {
+            let got = read_data(&buffer(&whole, &control[..cut], DATA_CONTROL, b"x", 0)).unwrap();
+            assert_eq!(got.ttl, (cut >= HEADER + 4).then_some(0), "{cut}");
+        }
+        for cut in 0..8 {
+            assert_eq!(read_data(&buffer(&whole[..cut], &[], DATA_CONTROL, b"x", 0)), None);
+        }
+        let error = error_v4(&[]);
+        for cut in 0..ERROR_CONTROL {
+            let mut bytes = error.clone();
+            bytes[4..8].copy_from_slice(&(cut as u32).to_ne_bytes());
+            let whole = cut >= 24 + HEADER + 32;
+            assert_eq!(read_error(&bytes).is_some(), whole, "{cut}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_lie_do_no_harm() {
+        for len in [0, 1, HEADER - 1, HEADER, 4096, usize::MAX, usize::MAX - 7] {
+            let mut bytes = message(0, libc::IP_TTL, &[1; 4]);
+            bytes[..ALIGN].copy_from_slice(&len.to_ne_bytes());
+            let mut seen = 0;
+            for_each(&bytes, |_, _, data| {
+                assert!(data.len() <= 8);
+                seen += 1;
+            });
+            assert!(seen <= 1);
+        }
+        let mut bytes = data_v4();
+        for field in 0..3 {
+            let kept = bytes[field * 4..field * 4 + 4].to_vec();
+            bytes[field * 4..field * 4 + 4].fill(0xff);
+            let _ = read_data(&bytes);
+            let _ = read_error(&bytes);
+            bytes[field * 4..field * 4 + 4].copy_from_slice(&kept);
+        }
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        for (to, segment) in [("198.51.100.7:1", 0), ("[2001:db8::1]:1", 1400)] {
+            let opts = SendOpts { ttl: 64, tos: 0xb8, df: true, segment };
+            let mut control = [0xee; SEND_CONTROL];
+            let to = to.parse().unwrap();
+            let len = write(&mut control, &to, &opts);
+            let mut seen = vec![];
+            for_each(&control[..len], |level, kind, data| seen.push((level, kind, data.to_vec())));
+            let (level, ttl, tos) = if to.is_ipv4() { (0, 2, 1) } else { (41, 52, 67) };
+            assert_eq!(seen[0], (level, ttl, 64i32.to_ne_bytes().to_vec()));
+            assert_eq!(seen[1], (level, tos, 0xb8i32.to_ne_bytes().to_vec()));
+            let run = (segment != 0).then(|| (17, 103, segment.to_ne_bytes().to_vec()));
+            assert_eq!(seen.get(2), run.as_ref());
+        }
+    }
+}
