@@ -101,6 +101,10 @@ pub const UDP_SEND_BYTES: usize = 65000;
 pub const SOCKET_BUFFER: usize = 1 << 20;
 /// Datagrams of the guest under reassembly at most; the oldest makes room.
 pub const REASSEMBLIES_MAX: usize = 16;
+/// Ranges between gaps that one of them may have: in order there is one, in any order few.
+pub const RANGES_MAX: usize = 32;
+/// Large slots that reassembly leaves to others.
+pub const REASSEMBLY_RESERVED: u32 = 64;
 /// Time a fragmented datagram may take to arrive (RFC 1122 3.3.2 gives 60 to 120 s; this path is memory).
 pub const REASSEMBLY_TIMEOUT: Millis = Millis::secs(15);
 
@@ -139,6 +143,7 @@ pub const DRAIN: Millis = Millis::secs(5);
 
 const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
 const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
+const _: () = assert!(REASSEMBLIES_MAX as u32 + REASSEMBLY_RESERVED < SLOTS_MAX);
 const _: () = assert!(RA_INTERVAL.0 * 2 < RA_LIFETIME_SECS * 1000);
 const _: () = assert!(WINDOW_MAX >> WINDOW_SCALE <= 65535);
 const _: () = assert!(HEADROOM >= VNET_LEN + ETH_LEN + 40 + 60);

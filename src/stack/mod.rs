@@ -174,14 +174,11 @@ impl Stack {
         };
         let key =
             FlowKey::pair(Proto::Tcp, SocketAddr::new(ip.src, src), SocketAddr::new(ip.dst, dst));
-        let id = match self.flows.find(&key) {
-            Some(id) => id,
-            None => {
-                let Some(id) = self.open_tcp(key, &segment, parsed, ip, &slot, now) else {
-                    return;
-                };
-                return self.serve(id, now);
+        let Some(id) = self.flows.find(&key) else {
+            if let Some(id) = self.open_tcp(key, &segment, parsed, ip, &slot, now) {
+                self.serve(id, now);
             }
+            return;
         };
         slot.set_range(slot.offset() + ip.start + header, ip.end - ip.start - header);
         let mut ctx = ctx!(self, now);

@@ -217,15 +217,12 @@ mod tests {
         let mut bed = Bed::native();
         let good = solicit("fd00::100", "fe80::2", "fe80::2", true);
         let icmp_at = VNET_LEN + 14 + 40;
-        let edits: [&dyn Fn(&mut Vec<u8>); 4] = [
-            &|f| f[VNET_LEN + 14 + 7] = 254,
-            &|f| f[icmp_at + 1] = 1,
-            &|f| f[icmp_at + 25] = 0,
-            &|f| f[icmp_at + 25] = 2,
-        ];
-        for (n, edit) in edits.iter().enumerate() {
+        // The hop limit, the code, the length of the option.
+        let edits =
+            [(VNET_LEN + 14 + 7, 254), (icmp_at + 1, 1), (icmp_at + 25, 0), (icmp_at + 25, 2)];
+        for (n, (at, value)) in edits.into_iter().enumerate() {
             let mut frame = good.clone();
-            edit(&mut frame);
+            frame[at] = value;
             assert!(bed.ask(&frame).is_empty());
             assert_eq!(bed.dropped(Drop::Malformed), n as u64 + 1);
         }

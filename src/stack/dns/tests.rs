@@ -365,6 +365,31 @@ fn a_list_that_shrinks_under_a_query_is_no_trouble() {
 }
 
 #[test]
+fn tcp_tries_each_resolver_once() {
+    let mut bed = bed(&[A, B]);
+    let mut syn = [4000u16.to_be_bytes(), 53u16.to_be_bytes()].concat();
+    syn.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    bed.send(&ip(GUEST.into(), DNS.into(), 6, &syn));
+    let connect = |bed: &mut Bed| {
+        let actions = bed.actions();
+        actions.iter().find_map(|action| match action {
+            Action::TcpConnect { flow, to } => Some((*flow, *to)),
+            _ => None,
+        })
+    };
+    let (flow, to) = connect(&mut bed).unwrap();
+    assert_eq!(to, at(A));
+    let refused = Event::TcpConnected { flow, result: Err(Errno(111)) };
+    bed.stack.handle_event(refused, bed.now);
+    assert_eq!(connect(&mut bed), Some((flow, at(B))));
+    let refused = Event::TcpConnected { flow, result: Err(Errno(111)) };
+    bed.stack.handle_event(refused, bed.now);
+    let actions = bed.actions();
+    assert!(actions.iter().any(|a| matches!(a, Action::TapWrite { .. })), "a reset: {actions:?}");
+    assert!(!actions.iter().any(|a| matches!(a, Action::TcpConnect { .. })));
+}
+
+#[test]
 fn mangled_queries_are_sent_or_counted() {
     let mut bed = bed(&[A]);
     let l3 = VNET_LEN + 14;
