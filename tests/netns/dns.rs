@@ -142,7 +142,7 @@ fn dns_can_be_off() {
     need!("dig", "dnsmasq");
     let (bed, _dns) = bed_with_dns();
     let guest = bed.guest();
-    let _proc = bed.attach(&guest, &With::defaults().more("--disable-dns"));
+    let _proc = bed.attach(&guest, &With::defaults().no_dns());
     let line = format!("dig +time=2 +tries=1 @{} www.test A", Family::V4.dns());
     let done = guest.ns.cmd(&line).run();
     assert!(!done.success() && !done.stdout.contains("192.0.2.80"), "{done:?}");

@@ -11,5 +11,11 @@ mod dhcp;
 mod dns;
 mod icmp;
 mod loopback;
+mod offload;
+mod programs;
 mod tcp;
 mod udp;
+
+// The program itself.
+mod life;
+mod run;

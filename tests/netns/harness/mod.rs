@@ -308,13 +308,14 @@ fn own_tun(dir: &Path) {
 pub(crate) struct With {
     mtu: u32,
     host_loopback: bool,
+    no_dns: bool,
     more: String,
 }
 
 impl With {
     /// MTU 1500, no host loopback.
     pub(crate) fn defaults() -> Self {
-        Self { mtu: 1500, host_loopback: false, more: String::new() }
+        Self { mtu: 1500, host_loopback: false, no_dns: false, more: String::new() }
     }
 
     pub(crate) fn mtu(mtu: u32) -> Self {
@@ -326,20 +327,27 @@ impl With {
         self
     }
 
+    pub(crate) fn no_dns(mut self) -> Self {
+        self.no_dns = true;
+        self
+    }
+
     pub(crate) fn more(mut self, args: &str) -> Self {
         self.more = args.into();
         self
     }
 
     fn args(&self, ready: i32) -> String {
-        let Self { mtu, host_loopback, more } = self;
+        let Self { mtu, host_loopback, no_dns, more } = self;
         let flag = |on, name| if on { name } else { "" };
         if against_slirp() {
             let loopback = flag(!host_loopback, "--disable-host-loopback");
-            format!("-c -6 -r {ready} -m {mtu} {loopback} {more}")
+            let dns = flag(*no_dns, "--disable-dns");
+            format!("-c -6 -r {ready} -m {mtu} {loopback} {dns} {more}")
         } else {
             let loopback = flag(*host_loopback, "--host-loopback");
-            format!("attach --ready-fd {ready} --mtu {mtu} {loopback} {more}")
+            let dns = flag(*no_dns, "--no-dns");
+            format!("attach --ready-fd {ready} --mtu {mtu} {loopback} {dns} {more}")
         }
     }
 

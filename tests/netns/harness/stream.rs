@@ -42,6 +42,13 @@ pub(crate) fn send(mut to: &TcpStream, seed: u64, len: u64) -> std::io::Result<(
     Ok(())
 }
 
+/// Writes the stream into a file.
+pub(crate) fn write_file(path: &std::path::Path, seed: u64, len: u64) {
+    let mut buf = vec![0; len as usize];
+    fill(seed, 0, &mut buf);
+    std::fs::write(path, buf).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+}
+
 /// Expects the bytes `from..to` of the stream `seed`.
 #[track_caller]
 pub(crate) fn expect(mut socket: &TcpStream, seed: u64, from: u64, to: u64) {
