@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("boot", &["control", "worker", "config", "limits", "stats", "time"]),
     ("control", &["boot", "worker", "config", "limits", "stats", "time"]),
     ("cli", &["config", "limits", "worker"]),
-    ("doctor", &["boot", "cli", "config", "limits", "worker"]),
+    ("doctor", &["boot", "cli", "config", "control", "limits", "worker"]),
     ("main", &["boot", "cli", "config", "control", "doctor", "limits", "worker"]),
     ("lib", &[]),
 ];
