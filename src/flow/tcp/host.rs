@@ -194,7 +194,7 @@ impl ToHost {
         }
         if whole {
             // The window grows as slow start does, as long as the host keeps up.
-            self.grown += n;
+            self.grown = self.grown.saturating_add(n);
             let most = WINDOW_MAX.min(self.longest.saturating_mul(WINDOW_FRAMES));
             if self.grown >= self.window / 2 && self.window < most && self.scale.is_some() {
                 self.window = (self.window * 2).min(most);
