@@ -1,2 +1,148 @@
-//! Criterion benches of the pure code.
-fn main() {}
+//! Cost of the pure code: parse, headers, flow lookup, buffers, and a frame's way through the core.
+//!
+//! `cargo bench --bench core`; with `-- --test` each runs once, which is what CI does.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a failed step of a bench is a failed bench")]
+
+#[path = "../tests/zero_copy/driver.rs"]
+mod driver;
+
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use driver::{Driver, LARGEST, MSS};
+use ringtap::arena::{Arena, Chain, Slot};
+use ringtap::flow::key::{FlowKey, Proto};
+use ringtap::flow::table::Table;
+use ringtap::frame::build::{self, Out};
+use ringtap::frame::segment::Cutter;
+use ringtap::frame::{Pair, checksum, parse};
+use ringtap::limits::{HEADROOM, SLOT_BYTES};
+use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
+
+fn out() -> Out {
+    let pair = Pair::V4(Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(10, 0, 2, 100));
+    Out { eth_src: [2; 6], eth_dst: [4; 6], pair, ttl: 64, tos: 0, df: true }
+}
+
+fn repr() -> TcpRepr<'static> {
+    TcpRepr {
+        src_port: 80,
+        dst_port: 40_000,
+        control: TcpControl::Psh,
+        seq_number: TcpSeqNumber(1),
+        ack_number: Some(TcpSeqNumber(1)),
+        window_len: 0xffff,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    }
+}
+
+fn payload(len: usize) -> Slot {
+    let mut slot = Arena::new(SLOT_BYTES, 1).unwrap().take().unwrap();
+    slot.set_range(HEADROOM, len);
+    slot
+}
+
+fn frame(c: &mut Criterion) {
+    let mut group = c.benchmark_group("frame");
+    let mut tcp = payload(LARGEST);
+    build::tcp(&mut tcp, &out(), &repr(), MSS as u16);
+    group.bench_function("parse", |b| b.iter(|| parse(black_box(tcp.bytes())).unwrap()));
+    let mut slot = payload(0);
+    group.bench_function("build tcp", |b| {
+        b.iter(|| {
+            slot.set_range(HEADROOM, LARGEST);
+            build::tcp(black_box(&mut slot), &out(), &repr(), MSS as u16);
+        });
+    });
+    group.bench_function("build udp", |b| {
+        b.iter(|| {
+            slot.set_range(HEADROOM, 1200);
+            build::udp(black_box(&mut slot), &out(), 53, 40_000, 0);
+        });
+    });
+    let bytes = vec![7; LARGEST];
+    group.bench_function("checksum 64 KiB", |b| {
+        b.iter(|| checksum::fold(checksum::sum(0, black_box(&bytes))));
+    });
+    let mut piece = vec![0; 2048];
+    group.bench_function("cut 64 KiB into 44", |b| {
+        b.iter(|| {
+            let mut cutter = Cutter::new(black_box(tcp.bytes()), 1500, 1).unwrap();
+            while let Some(len) = cutter.next_len() {
+                cutter.write(&mut piece[..len]);
+            }
+        });
+    });
+    group.finish();
+}
+
+fn key(n: u32) -> FlowKey {
+    let [_, a, b, c] = n.to_be_bytes();
+    let guest = SocketAddr::from(([10, 0, 2, 100], 40_000));
+    FlowKey::pair(Proto::Tcp, guest, SocketAddr::from(([100, a, b, c], 443)))
+}
+
+fn lookup(c: &mut Criterion) {
+    let mut group = c.benchmark_group("flow lookup");
+    for flows in [1, 1000, 100_000] {
+        let mut table = Table::new(1 << 17, [1, 2]);
+        for n in 0..flows {
+            table.insert(key(n), n).unwrap();
+        }
+        let mut n = 0u32;
+        group.bench_function(BenchmarkId::from_parameter(flows), |b| {
+            b.iter(|| {
+                // Another flow each time, as far apart as the generator throws.
+                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                table.find(black_box(&key((n >> 8) % flows))).unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn stack(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stack");
+    for len in [1024, LARGEST] {
+        // A frame of data in, a send and an ACK out.
+        let mut driver = Driver::new();
+        group.bench_function(BenchmarkId::new("guest to host", len), |b| {
+            b.iter(|| driver.up(len));
+        });
+        // Data in, a frame out, its ACK in.
+        let mut driver = Driver::new();
+        group.bench_function(BenchmarkId::new("host to guest", len), |b| {
+            b.iter(|| driver.down(len));
+        });
+        assert_eq!(driver.stats().copied_bytes, 0);
+    }
+    group.finish();
+}
+
+fn arena(c: &mut Criterion) {
+    let mut group = c.benchmark_group("arena");
+    let arena = Arena::new(4096, 64).unwrap();
+    group.bench_function("take and give back", |b| b.iter(|| black_box(arena.take().unwrap())));
+    group.bench_function("chain of 16, pushed and popped", |b| {
+        b.iter(|| {
+            let mut chain = Chain::new();
+            for _ in 0..16 {
+                chain.push_back(arena.take().unwrap());
+            }
+            while let Some(slot) = chain.pop_front() {
+                black_box(slot);
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(core, frame, lookup, stack, arena);
+criterion_main!(core);
