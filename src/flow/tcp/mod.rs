@@ -206,6 +206,7 @@ impl TcpFlow {
             // An old sequence number: any living TCP answers with its ACK and window (RFC 9293 3.8.4).
             self.probes += 1;
             self.to_guest.probe = true;
+            self.ack_owed = true;
             let gap = if self.to_guest.window_closed() {
                 self.to_guest.next_probe_gap()
             } else {
