@@ -25,6 +25,10 @@ const HUNGRY: Millis = Millis(8);
 /// First interval of zero-window probes.
 const PROBE_MIN: Millis = Millis(1000);
 
+/// As many retries, at most, count against a guest that answers with a window of zero: the timer then
+/// is near its longest, and what is left of [`RETRIES_MAX`] bounds a silence.
+const RETRIES_SHUT: u8 = RETRIES_MAX / 2;
+
 /// State of the direction. Sequence numbers are ours.
 #[derive(Debug)]
 pub(super) struct ToGuest {
@@ -326,6 +330,10 @@ impl ToGuest {
                     }
                 }
             }
+        } else if window == 0 {
+            // Shut, but alive: it may refuse what it has no room for (our FIN included) for as long
+            // as it answers (RFC 1122 section 4.2.2.17).
+            self.retries = self.retries.min(RETRIES_SHUT);
         } else if len == 0 && !segment.fin && self.outstanding() && edge == self.edge {
             // RFC 5681 section 2: a duplicate ACK.
             self.dups = self.dups.saturating_add(1);
