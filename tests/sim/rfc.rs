@@ -1,0 +1,400 @@
+//! TCP towards the guest against the RFCs, one packet trace each. The guest's numbers begin at 1001.
+
+use ringtap::flow::{Action, Errno, Event, Received};
+
+use crate::trace::{Trace, ack, data, fin, rst, rst_ack, syn, syn_ack};
+
+#[test]
+fn handshake() {
+    let mut t = Trace::new();
+    t.send(syn(1000));
+    t.quiet();
+    // Again while the host still connects: heard, not answered.
+    t.send(syn(1000));
+    t.quiet();
+    t.connect(Ok(()));
+    let first = t.next();
+    assert_eq!(first, syn_ack(first.seq, 1001));
+    assert_eq!((first.mss, first.scale, first.window), (Some(1460), Some(7), 65535));
+    // Lost: the guest asks again at once, or our timer runs out.
+    t.send(syn(1000));
+    t.expect(syn_ack(first.seq, 1001));
+    t.wait(400);
+    t.expect(syn_ack(first.seq, 1001));
+    t.send(ack(1001, first.seq.wrapping_add(1)));
+    t.quiet();
+    assert!(t.receiving() > 0);
+    t.wait(100_000);
+    t.quiet();
+    t.lives();
+}
+
+#[test]
+fn no_window_scale_without_an_offer() {
+    let mut offer = syn(1000);
+    offer.scale = None;
+    offer.mss = None;
+    let mut t = Trace::new();
+    t.send(offer);
+    t.connect(Ok(()));
+    assert_eq!(t.next().scale, None);
+}
+
+#[test]
+fn handshake_nobody_finishes() {
+    let mut t = Trace::new();
+    t.send(syn(1000));
+    t.connect(Ok(()));
+    t.wait(120_000);
+    let all = t.segments();
+    assert!(all.len() > 4, "the SYN-ACK is repeated");
+    assert_eq!(all.last().unwrap(), &rst_ack(all[0].seq.wrapping_add(1), 1001));
+    t.closes(true);
+}
+
+#[test]
+fn refused_and_timed_out() {
+    let mut t = Trace::new();
+    t.send(syn(1000));
+    t.connect(Err(Errno(libc::ECONNREFUSED)));
+    let reset = t.next();
+    assert_eq!(reset, rst_ack(reset.seq, 1001));
+    t.closes(true);
+    let mut t = Trace::new();
+    t.send(syn(1000));
+    t.connect(Err(Errno(libc::ETIMEDOUT)));
+    t.quiet();
+    t.closes(true);
+}
+
+#[test]
+fn guest_gives_up_while_the_host_connects() {
+    let mut t = Trace::new();
+    t.send(syn(1000));
+    t.send(rst(1001));
+    let Action::TcpConnect { flow, .. } = t.action() else { panic!("no connect") };
+    assert!(matches!(t.action(), Action::Close { .. }));
+    // The connect may end all the same before the socket is closed.
+    t.event(Event::TcpConnected { flow, result: Ok(()) });
+    t.event(Event::Closed { flow });
+    t.quiet();
+    assert_eq!(t.stack.stats().flows, 0);
+}
+
+#[test]
+fn acknowledges_what_the_host_took_and_once_a_turn() {
+    let (mut t, ours) = Trace::open();
+    t.burst(&[data(1001, ours, 1000), data(2001, ours, 1000), data(3001, ours, 500)]);
+    t.quiet();
+    t.sent(2500);
+    t.expect(ack(ours, 3501));
+    t.quiet();
+}
+
+#[test]
+fn a_full_host_is_acknowledged_in_time_and_the_window_closes() {
+    let (mut t, ours) = Trace::open();
+    let mut seq = 1001u32;
+    let mut sent_all = 0;
+    t.forget();
+    loop {
+        t.send(data(seq, ours, 1000));
+        seq += 1000;
+        sent_all += 1000;
+        if seq == 2001 {
+            t.sent(0);
+        }
+        t.wait(60);
+        let told = t.segments();
+        let last = told.last().expect("acknowledged within 60 ms");
+        assert_eq!(last.ack, Some(seq), "all that has come is taken");
+        if last.window < 8 {
+            break;
+        }
+        assert!(sent_all < 100_000, "the window stays open");
+    }
+}
+
+#[test]
+fn out_of_order_is_asked_for_again() {
+    let (mut t, ours) = Trace::open();
+    t.send(data(2001, ours, 1000));
+    t.expect(ack(ours, 1001));
+    t.send(data(1001, ours, 1000));
+    t.sent(1000);
+    t.expect(ack(ours, 2001));
+    // Old, and old with something new behind it.
+    t.send(data(1001, ours, 1000));
+    t.expect(ack(ours, 2001));
+    t.send(data(1501, ours, 1000));
+    assert_eq!(t.sending().bytes(), 500);
+}
+
+#[test]
+fn acknowledgement_of_what_was_never_sent() {
+    let (mut t, ours) = Trace::open();
+    t.send(data(1001, ours.wrapping_add(1), 10));
+    t.expect(ack(ours, 1001));
+    t.lives();
+}
+
+/// RFC 5961 section 3.2 and 4.2.
+#[test]
+fn resets_and_syns_in_the_window_are_challenged() {
+    let (mut t, ours) = Trace::open();
+    t.send(rst(1002));
+    t.expect(ack(ours, 1001));
+    t.send(rst(1000));
+    t.send(rst(900_000));
+    t.quiet();
+    t.send(syn(5000));
+    t.expect(ack(ours, 1001));
+    t.lives();
+    t.send(rst(1001));
+    t.quiet();
+    t.closes(true);
+}
+
+#[test]
+fn host_reset_reaches_the_guest() {
+    let (mut t, ours) = Trace::open();
+    t.receiving();
+    t.event(Event::TcpReceived { flow: t.flow, result: Received::Failed(Errno(libc::ECONNRESET)) });
+    t.expect(rst_ack(ours, 1001));
+    t.closes(true);
+}
+
+#[test]
+fn host_reset_at_zero_window() {
+    let (mut t, ours) = Trace::open();
+    t.receiving();
+    t.receive(1000);
+    t.expect(data(ours, 1001, 1000));
+    t.send(ack(1001, ours.wrapping_add(1000)).window(0));
+    t.forget();
+    t.receive(100);
+    t.expect(data(ours.wrapping_add(1000), 1001, 100));
+    t.send(ack(1001, ours.wrapping_add(1100)).window(0));
+    assert!(matches!(t.action(), Action::TcpPollError { .. }));
+    t.event(Event::TcpHangup { flow: t.flow, errno: Errno(libc::ECONNRESET) });
+    t.expect(rst_ack(ours.wrapping_add(1100), 1001));
+    t.closes(true);
+}
+
+/// RFC 9293 section 3.8.6.1: as long as the guest answers, its window may stay shut.
+#[test]
+fn zero_window_is_probed_for_as_long_as_the_guest_answers() {
+    let (mut t, ours) = Trace::open();
+    t.forget();
+    t.receive(1000);
+    t.forget();
+    t.expect(data(ours, 1001, 1000));
+    let ours = ours.wrapping_add(1000);
+    t.send(ack(1001, ours).window(0));
+    let mut probes = 0;
+    for _ in 0..3600 {
+        t.wait(1000);
+        for probe in t.segments() {
+            assert_eq!(probe, ack(ours.wrapping_sub(1), 1001), "an old number");
+            probes += 1;
+            t.send(ack(1001, ours).window(0));
+        }
+        t.lives();
+    }
+    assert!(probes > 50, "{probes} probes in an hour");
+    // It opens, shuts again, and nobody answers any more.
+    t.send(ack(1001, ours).window(1000));
+    t.receive(1000);
+    t.segments();
+    t.send(ack(1001, ours.wrapping_add(1000)).window(0));
+    t.wait(1_000_000);
+    assert_eq!(t.segments().last().unwrap(), &rst_ack(ours.wrapping_add(1000), 1001));
+    t.closes(true);
+}
+
+#[test]
+fn idle_connections_live_while_the_guest_answers() {
+    let (mut t, ours) = Trace::open();
+    for _ in 0..5 {
+        t.wait(620_000);
+        t.expect(ack(ours.wrapping_sub(1), 1001));
+        t.send(ack(1001, ours));
+        t.lives();
+    }
+    t.wait(1_000_000);
+    assert_eq!(t.segments().last().unwrap(), &rst_ack(ours, 1001));
+    t.closes(true);
+}
+
+#[test]
+fn lost_segments_are_sent_again() {
+    let (mut t, ours) = Trace::open();
+    t.receive(1000);
+    t.expect(data(ours, 1001, 1000));
+    t.wait(310);
+    t.expect(data(ours, 1001, 1000));
+    t.wait(610);
+    t.expect(data(ours, 1001, 1000));
+    // Half of it has come.
+    t.send(ack(1001, ours.wrapping_add(500)));
+    t.expect(data(ours.wrapping_add(500), 1001, 500));
+    t.wait(310);
+    t.expect(data(ours.wrapping_add(500), 1001, 500));
+    t.send(ack(1001, ours.wrapping_add(1000)));
+    t.wait(100_000);
+    t.quiet();
+    t.lives();
+}
+
+#[test]
+fn three_duplicates_bring_the_segment_back_and_each_partial_ack_the_next() {
+    let (mut t, ours) = Trace::open();
+    for i in 0..5 {
+        t.receive(1000);
+        t.expect(data(ours.wrapping_add(i * 1000), 1001, 1000));
+    }
+    for _ in 0..3 {
+        t.quiet();
+        t.send(ack(1001, ours));
+    }
+    t.expect(data(ours, 1001, 1000));
+    t.send(ack(1001, ours));
+    t.quiet();
+    t.send(ack(1001, ours.wrapping_add(2000)));
+    t.expect(data(ours.wrapping_add(2000), 1001, 1000));
+    t.send(ack(1001, ours.wrapping_add(5000)));
+    t.quiet();
+}
+
+/// The timer runs out while the frame is still with the TAP: there is nothing to send, and nothing is lost.
+#[test]
+fn timer_while_the_write_is_under_way() {
+    let (mut t, ours) = Trace::open();
+    t.slow_tap = true;
+    t.receive(1000);
+    t.expect(data(ours, 1001, 1000));
+    t.wait(400);
+    t.quiet();
+    t.slow_tap = false;
+    t.written();
+    t.wait(700);
+    t.expect(data(ours, 1001, 1000));
+    t.send(ack(1001, ours.wrapping_add(1000)));
+}
+
+#[test]
+fn write_comes_back_after_the_end() {
+    let (mut t, ours) = Trace::open();
+    t.slow_tap = true;
+    t.receive(1000);
+    t.expect(data(ours, 1001, 1000));
+    t.send(rst(1001));
+    t.closes(true);
+    t.slow_tap = false;
+    t.written();
+    assert_eq!(t.stack.pools().large.lent(), 0);
+}
+
+#[test]
+fn guest_closes_first() {
+    let (mut t, ours) = Trace::open();
+    t.send(data(1001, ours, 100).fin());
+    t.sent(100);
+    assert!(matches!(t.action(), Action::TcpShutdown { .. }));
+    t.expect(ack(ours, 1102));
+    // Half-closed: the host goes on for as long as it likes.
+    t.receive(1000);
+    t.expect(data(ours, 1102, 1000));
+    t.send(ack(1102, ours.wrapping_add(1000)));
+    t.eof();
+    t.expect(fin(ours.wrapping_add(1000), 1102));
+    t.lives();
+    t.send(ack(1102, ours.wrapping_add(1001)));
+    t.quiet();
+    t.closes(false);
+}
+
+#[test]
+fn host_closes_first() {
+    let (mut t, ours) = Trace::open();
+    t.eof();
+    t.expect(fin(ours, 1001));
+    t.wait(310);
+    t.expect(fin(ours, 1001));
+    t.send(ack(1001, ours.wrapping_add(1)));
+    t.send(data(1001, ours.wrapping_add(1), 100));
+    t.sent(100);
+    t.expect(ack(ours.wrapping_add(1), 1101));
+    t.send(fin(1101, ours.wrapping_add(1)));
+    t.expect(ack(ours.wrapping_add(1), 1102));
+    t.closes(false);
+    // Its ACK was lost: no flow knows the FIN that comes again (src/flow/tcp/close.rs).
+    t.send(fin(1101, ours.wrapping_add(1)));
+    t.expect(rst(ours.wrapping_add(1)));
+}
+
+#[test]
+fn both_close_at_once() {
+    let (mut t, ours) = Trace::open();
+    t.eof();
+    t.expect(fin(ours, 1001));
+    t.send(fin(1001, ours));
+    t.expect(ack(ours.wrapping_add(1), 1002));
+    t.lives();
+    t.send(ack(1002, ours.wrapping_add(1)));
+    t.closes(false);
+}
+
+#[test]
+fn same_ports_at_once_after_the_end() {
+    let (mut t, ours) = Trace::open();
+    t.receiving();
+    t.eof();
+    t.expect(fin(ours, 1001));
+    t.send(fin(1001, ours.wrapping_add(1)));
+    t.expect(ack(ours.wrapping_add(1), 1002));
+    // The worker has not closed the socket yet; the new connection has another.
+    let old = t.flow;
+    t.forget();
+    t.send(syn(70_000));
+    t.connect(Ok(()));
+    assert_ne!(old, t.flow);
+    let answer = t.next();
+    assert_eq!(answer, syn_ack(answer.seq, 70_001));
+    t.event(Event::Closed { flow: old });
+    t.send(ack(70_001, answer.seq.wrapping_add(1)));
+    assert!(t.receiving() > 0);
+}
+
+#[test]
+fn end_that_comes_before_the_data() {
+    let (mut t, ours) = Trace::open();
+    t.send(fin(1101, ours));
+    t.expect(ack(ours, 1001));
+    t.send(data(1001, ours, 100));
+    t.sent(100);
+    t.expect(ack(ours, 1101));
+    t.send(fin(1101, ours));
+    t.expect(ack(ours, 1102));
+    // Again, and data beyond it.
+    t.send(fin(1101, ours));
+    t.expect(ack(ours, 1102));
+    t.send(data(1102, ours, 100));
+    t.expect(ack(ours, 1102));
+    t.lives();
+}
+
+/// Data in a SYN needs no answer before the handshake is over (RFC 9293 section 3.4): it comes again.
+#[test]
+fn data_in_a_syn() {
+    let mut t = Trace::new();
+    let mut first = syn(1000);
+    first.len = 10;
+    t.send(first);
+    t.connect(Ok(()));
+    let answer = t.next();
+    assert_eq!(answer, syn_ack(answer.seq, 1001));
+    let ours = answer.seq.wrapping_add(1);
+    t.send(data(1001, ours, 10));
+    assert_eq!(t.sending().bytes(), 10);
+}

@@ -1,0 +1,238 @@
+//! The guest kernel's end of the TAP: packets to frames and back, as a kernel does it, and strict where the
+//! kernel would refuse a frame or, worse, take a wrong one silently.
+
+use std::net::IpAddr;
+
+use ringtap::frame::{Pair, checksum};
+use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket};
+
+use crate::model::Wire;
+
+pub const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+pub const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
+const VNET: usize = 10;
+const L3: usize = VNET + 14;
+
+/// An IP packet taken apart; offsets into it.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub proto: u8,
+    /// Where the transport header begins.
+    pub l4: usize,
+    pub end: usize,
+}
+
+impl View {
+    /// `None` when it is not a whole IP packet.
+    pub fn of(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => {
+                let ip = Ipv4Packet::new_checked(packet).ok()?;
+                Some(Self {
+                    src: ip.src_addr().into(),
+                    dst: ip.dst_addr().into(),
+                    proto: ip.next_header().into(),
+                    l4: usize::from(ip.header_len()),
+                    end: usize::from(ip.total_len()),
+                })
+            }
+            6 => {
+                let ip = Ipv6Packet::new_checked(packet).ok()?;
+                Some(Self {
+                    src: ip.src_addr().into(),
+                    dst: ip.dst_addr().into(),
+                    proto: ip.next_header().into(),
+                    l4: 40,
+                    end: ip.total_len(),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn v6(&self) -> bool {
+        self.src.is_ipv6()
+    }
+}
+
+/// Reads the TCP header of a packet.
+pub fn tcp_of(packet: &[u8]) -> Option<(View, TcpPacket<&[u8]>)> {
+    let view = View::of(packet)?;
+    if view.proto != 6 {
+        return None;
+    }
+    Some((view, TcpPacket::new_checked(&packet[view.l4..view.end]).ok()?))
+}
+
+/// Writes lengths and checksums anew after a change.
+pub fn finish(packet: &mut [u8]) {
+    let Some(view) = View::of(packet) else { return };
+    let (src, dst) = (IpAddress::from(view.src), IpAddress::from(view.dst));
+    if !view.v6() {
+        Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+    }
+    if view.proto == 6 {
+        TcpPacket::new_unchecked(&mut packet[view.l4..view.end]).fill_checksum(&src, &dst);
+    }
+}
+
+/// A frame with virtio header for one packet. `gso`: the segment size, when the packet is a run.
+pub fn frame(packet: &[u8], gso: Option<u16>) -> Vec<u8> {
+    let view = View::of(packet);
+    let v6 = packet[0] >> 4 == 6;
+    let mut out = vec![0; VNET];
+    if let Some(view) = view.filter(|v| v.proto == 6 || v.proto == 17) {
+        // As the kernel's stack fills it in: an unfinished checksum, whether it is a run or not.
+        out[0] = 1;
+        let start = (14 + view.l4) as u16;
+        out[6..8].copy_from_slice(&start.to_ne_bytes());
+        let offset: u16 = if view.proto == 6 { 16 } else { 6 };
+        out[8..10].copy_from_slice(&offset.to_ne_bytes());
+        if let Some(size) = gso {
+            out[1] = if v6 { 4 } else { 1 };
+            out[4..6].copy_from_slice(&size.to_ne_bytes());
+            let headers = start + 20;
+            out[2..4].copy_from_slice(&headers.to_ne_bytes());
+        }
+    }
+    out.extend_from_slice(&GATEWAY_MAC);
+    out.extend_from_slice(&GUEST_MAC);
+    out.extend_from_slice(if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
+    out.extend_from_slice(packet);
+    out
+}
+
+/// Packets to frames; with `tso`, runs of segments become super-frames.
+pub fn coalesce(packets: Vec<Vec<u8>>, tso: bool) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let mut run: Option<(Vec<u8>, u16)> = None;
+    for packet in packets {
+        if let Some((head, size)) = &mut run {
+            if tso && joins(head, *size, &packet) {
+                let (view, tcp) = tcp_of(&packet).expect("checked by `joins`");
+                let payload = view.l4 + usize::from(tcp.header_len());
+                let psh = tcp.psh();
+                head.extend_from_slice(&packet[payload..view.end]);
+                let len = head.len();
+                if view.v6() {
+                    Ipv6Packet::new_unchecked(&mut head[..]).set_payload_len((len - 40) as u16);
+                } else {
+                    Ipv4Packet::new_unchecked(&mut head[..]).set_total_len(len as u16);
+                }
+                TcpPacket::new_unchecked(&mut head[view.l4..]).set_psh(psh);
+                finish(head);
+                continue;
+            }
+            frames.push(done(head, *size));
+        }
+        let size = tcp_of(&packet).map_or(0, |(_, tcp)| tcp.payload().len() as u16);
+        run = Some((packet, size));
+    }
+    if let Some((head, size)) = run {
+        frames.push(done(&head, size));
+    }
+    frames
+}
+
+fn done(packet: &[u8], size: u16) -> Vec<u8> {
+    let payload = tcp_of(packet).map_or(0, |(_, tcp)| tcp.payload().len());
+    frame(packet, (payload > usize::from(size)).then_some(size))
+}
+
+/// Whether a segment continues a run (as the kernel's GRO has it): all but the last are of one size, and
+/// nothing but sequence number and PSH differs.
+fn joins(head: &[u8], size: u16, packet: &[u8]) -> bool {
+    let (Some((_, a)), Some((view, b))) = (tcp_of(head), tcp_of(packet)) else { return false };
+    let (have, more) = (a.payload().len(), b.payload().len());
+    let plain = |t: &TcpPacket<&[u8]>| t.ack() && !t.syn() && !t.fin() && !t.rst();
+    have > 0
+        && more > 0
+        && have % usize::from(size) == 0
+        && more <= usize::from(size)
+        && head.len() + more <= 65535
+        && plain(&a)
+        && plain(&b)
+        && (a.src_port(), a.dst_port()) == (b.src_port(), b.dst_port())
+        && a.header_len() == b.header_len()
+        && b.seq_number().0 == a.seq_number().0.wrapping_add(have as i32)
+        && a.ack_number() == b.ack_number()
+        && a.window_len() == b.window_len()
+        && view.end == packet.len()
+}
+
+/// A frame from the core to the packets the guest's stack sees: cut, checksums finished.
+///
+/// # Panics
+/// When the kernel would not take the frame, or would take it wrongly.
+pub fn split(bytes: &[u8], wire: &mut Wire) -> Vec<Vec<u8>> {
+    assert!(bytes.len() > L3, "a frame of {} bytes", bytes.len());
+    let at = |i: usize| u16::from_ne_bytes([bytes[i], bytes[i + 1]]);
+    let (flags, gso, hdr_len, size, start, offset) =
+        (bytes[0], bytes[1], at(2), at(4), usize::from(at(6)), usize::from(at(8)));
+    assert!(flags <= 1, "virtio flags {flags}");
+    assert_eq!(bytes[VNET..VNET + 6], GUEST_MAC, "to another MAC");
+    assert_eq!(bytes[VNET + 6..VNET + 12], GATEWAY_MAC, "from another MAC");
+    let packet = &bytes[L3..];
+    if [bytes[L3 - 2], bytes[L3 - 1]] == [0x08, 0x06] {
+        return vec![];
+    }
+    let view = View::of(packet).expect("an IP packet");
+    assert_eq!(view.end, packet.len(), "bytes beyond the packet");
+    if !view.v6() {
+        assert!(Ipv4Packet::new_unchecked(packet).verify_checksum(), "IPv4 header checksum");
+    }
+    if view.proto != 6 && view.proto != 17 {
+        assert_eq!((flags, gso), (0, 0));
+        return vec![packet.to_vec()];
+    }
+    assert_eq!(flags, 1, "TCP and UDP leave their checksum to the kernel");
+    assert_eq!(start, 14 + view.l4, "csum_start");
+    assert_eq!(offset, if view.proto == 6 { 16 } else { 6 }, "csum_offset");
+    assert!(usize::from(hdr_len) <= bytes.len() - VNET);
+    let l4 = &packet[view.l4..];
+    let pair = Pair::new(view.src, view.dst).expect("one family");
+    let partial = checksum::fold(checksum::pseudo_header(pair, view.proto, l4.len() as u32));
+    assert_eq!(u16::from_be_bytes([l4[offset], l4[offset + 1]]), partial, "partial checksum");
+    if view.proto == 17 {
+        assert_eq!(gso, 0, "runs of datagrams are not expected here");
+        let mut packet = packet.to_vec();
+        let sum = !checksum::fold(checksum::sum(0, &packet[view.l4..]));
+        let sum = if sum == 0 { 0xffff } else { sum };
+        packet[view.l4 + 6..view.l4 + 8].copy_from_slice(&sum.to_be_bytes());
+        return vec![packet];
+    }
+    wire.to_guest(l4, size);
+    let (_, tcp) = tcp_of(packet).expect("a TCP segment");
+    let headers = view.l4 + usize::from(tcp.header_len());
+    if gso == 0 {
+        assert_eq!(size, 0);
+        let mut packet = packet.to_vec();
+        finish(&mut packet);
+        return vec![packet];
+    }
+    assert_eq!(gso, if view.v6() { 4 } else { 1 }, "gso_type");
+    assert!(size > 0 && packet.len() > headers + usize::from(size), "a run of one");
+    let (seq, fin, psh) = (tcp.seq_number(), tcp.fin(), tcp.psh());
+    let payload = &packet[headers..];
+    let count = payload.len().div_ceil(usize::from(size));
+    let mut out = Vec::with_capacity(count);
+    for (i, part) in payload.chunks(usize::from(size)).enumerate() {
+        let mut one = packet[..headers].to_vec();
+        one.extend_from_slice(part);
+        let len = one.len();
+        if view.v6() {
+            Ipv6Packet::new_unchecked(&mut one[..]).set_payload_len((len - 40) as u16);
+        } else {
+            Ipv4Packet::new_unchecked(&mut one[..]).set_total_len(len as u16);
+        }
+        let mut tcp = TcpPacket::new_unchecked(&mut one[view.l4..]);
+        tcp.set_seq_number(seq + i * usize::from(size));
+        tcp.set_fin(fin && i + 1 == count);
+        tcp.set_psh(psh && i + 1 == count);
+        finish(&mut one);
+        out.push(one);
+    }
+    out
+}
