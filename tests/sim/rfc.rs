@@ -398,3 +398,13 @@ fn data_in_a_syn() {
     t.send(data(1001, ours, 10));
     assert_eq!(t.sending().bytes(), 10);
 }
+
+/// A guest that answers a challenge resets at our ACK number, which may lie before what we hold.
+#[test]
+fn reset_at_the_acknowledged_number() {
+    let (mut t, ours) = Trace::open();
+    t.send(data(1001, ours, 1000));
+    t.send(rst(1001));
+    t.quiet();
+    t.closes(true);
+}

@@ -464,8 +464,10 @@ impl TcpFlow {
             Phase::SynAck { .. } | Phase::Open => {}
         }
         if segment.rst {
-            // RFC 5961 section 3.2: exact, or challenged.
-            if segment.seq == expected {
+            // RFC 5961 section 3.2: exact, or challenged. A guest that answers a challenge takes its
+            // number from our ACK, which may lie before what is held.
+            let acked = self.to_host.acked();
+            if !before(segment.seq, acked) && !before(expected, segment.seq) {
                 self.phase = Phase::Ended(End::Silent);
             } else if before(expected, segment.seq) && before(segment.seq, self.to_host.edge()) {
                 self.ack_owed = true;

@@ -101,6 +101,11 @@ impl ToHost {
         self.scale
     }
 
+    /// The ACK number the guest was told last.
+    pub(super) fn acked(&self) -> u32 {
+        self.acked
+    }
+
     /// Right edge of the window the guest knows.
     pub(super) fn edge(&self) -> u32 {
         self.edge
