@@ -408,3 +408,22 @@ fn reset_at_the_acknowledged_number() {
     t.quiet();
     t.closes(true);
 }
+
+/// RFC 7323 section 2.4: rounding a window up would let it creep on with each small segment.
+#[test]
+fn small_segments_close_the_window_too() {
+    let (mut t, ours) = Trace::open();
+    t.forget();
+    t.send(data(1001, ours, 1));
+    t.sent(0);
+    let mut seq = 1002u32;
+    for _ in 0..800 {
+        t.send(data(seq, ours, 100));
+        seq += 100;
+        t.wait(50);
+        if t.segments().last().is_some_and(|s| s.window == 0) {
+            return;
+        }
+    }
+    panic!("a stuck host got {} bytes of backlog", seq - 1001);
+}

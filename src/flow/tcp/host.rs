@@ -19,7 +19,7 @@ pub(super) struct ToHost {
     next: u32,
     /// Bytes before this one are the host kernel's or in the backlog: they may be acknowledged.
     taken: u32,
-    /// The ACK number and right edge the guest was told last.
+    /// The ACK number the guest was told last, and the furthest right edge it was told ever.
     acked: u32,
     edge: u32,
     /// What the flow may take beyond `taken`, in bytes, when its backlog is empty.
@@ -243,11 +243,14 @@ impl ToHost {
         let shift = u32::from(self.scale.unwrap_or(0));
         let wanted = self.wanted_edge(ctx).wrapping_sub(ack) as i32;
         let promised = (self.edge.wrapping_sub(ack) as i32).max(0) as u32;
-        // The edge never retreats (RFC 9293 section 3.8.6): rounded up what was promised, down what is new.
-        let units = (wanted.max(0) as u32 >> shift)
-            .max(promised.div_ceil(1 << shift))
-            .min(u32::from(u16::MAX));
-        self.edge = ack.wrapping_add(units << shift);
+        // The edge never retreats (RFC 9293 section 3.8.6) but by the rounding of the scale: rounded
+        // up, it would creep on with each small segment, and a stuck flow's backlog grow for ever.
+        // What was told once is accepted all the same (RFC 7323 section 2.4).
+        let units = ((wanted.max(0) as u32).max(promised) >> shift).min(u32::from(u16::MAX));
+        let told = ack.wrapping_add(units << shift);
+        if before(self.edge, told) {
+            self.edge = told;
+        }
         self.acked = ack;
         units as u16
     }
