@@ -201,7 +201,7 @@ impl Stack {
         let mut ctx = ctx!(self, now);
         if !segment.syn || segment.ack.is_some() || segment.rst {
             ctx.stats.drop(Drop::NoFlow);
-            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment, ip.end - ip.start);
+            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
             return None;
         }
         let to = match policy::tcp(&self.net, &self.dns, key.host()) {
@@ -226,7 +226,7 @@ impl Stack {
         let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
         let Ok(id) = self.flows.insert(key, Flow::Tcp(flow)) else {
             ctx.stats.drop(Drop::FlowTableFull);
-            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment, 0);
+            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
             return None;
         };
         ctx.actions.push(Action::TcpConnect { flow: id, to });

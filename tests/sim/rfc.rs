@@ -427,3 +427,20 @@ fn small_segments_close_the_window_too() {
     }
     panic!("a stuck host got {} bytes of backlog", seq - 1001);
 }
+
+#[test]
+fn reset_for_no_flow() {
+    let mut t = Trace::new();
+    t.send(data(500, 900, 10));
+    t.expect(rst(900));
+    let mut bare = data(500, 0, 10);
+    bare.ack = None;
+    t.send(bare);
+    t.expect(rst_ack(0, 510));
+    t.send(rst(500));
+    t.quiet();
+    let mut wrong = fin(500, 900);
+    wrong.ack = None;
+    t.send(wrong);
+    t.expect(rst_ack(0, 501));
+}

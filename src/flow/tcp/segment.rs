@@ -31,6 +31,8 @@ pub struct Segment {
     pub mss: Option<u16>,
     /// Window scale option.
     pub scale: Option<u8>,
+    /// Payload bytes.
+    pub len: u32,
 }
 
 impl Segment {
@@ -53,6 +55,7 @@ impl Segment {
             rst: repr.control == TcpControl::Rst,
             mss: repr.max_seg_size,
             scale: repr.window_scale,
+            len: repr.payload.len() as u32,
         })
     }
 }
@@ -100,13 +103,12 @@ pub(super) fn emit(
     true
 }
 
-/// Answers a segment for no flow by a RST (RFC 9293 section 3.5.2, group 1). `len` is the segment's
-/// payload length in bytes.
-pub fn reset_unknown(ctx: &mut Ctx<'_>, mac: Mac, key: &FlowKey, segment: &Segment, len: usize) {
+/// Answers a segment for no flow by a RST (RFC 9293 section 3.5.2, group 1).
+pub fn reset_unknown(ctx: &mut Ctx<'_>, mac: Mac, key: &FlowKey, segment: &Segment) {
     if segment.rst {
         return;
     }
-    let span = len as u32 + u32::from(segment.syn) + u32::from(segment.fin);
+    let span = segment.len + u32::from(segment.syn) + u32::from(segment.fin);
     let (seq, ack) = match segment.ack {
         Some(ack) => (ack, None),
         None => (0, Some(segment.seq.wrapping_add(span))),
