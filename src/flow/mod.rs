@@ -88,7 +88,7 @@ pub enum Action {
         max: u32,
     },
     /// Say [`Event::TcpHangup`] when the connection fails, while nothing is received because the
-    /// guest's window is closed. Stays until then or until the flow closes; one at a time.
+    /// guest's window is closed or the host's stream is over. Stays until then or until the flow closes; one at a time.
     TcpPollError {
         /// The flow.
         flow: FlowId,

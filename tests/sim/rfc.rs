@@ -444,3 +444,18 @@ fn reset_for_no_flow() {
     t.send(wrong);
     t.expect(rst_ack(0, 501));
 }
+
+/// The host ends its stream, and resets later while the guest still owes its end.
+#[test]
+fn host_resets_after_its_end() {
+    let (mut t, ours) = Trace::open();
+    t.receiving();
+    t.eof();
+    t.expect(fin(ours, 1001));
+    t.send(ack(1001, ours.wrapping_add(1)));
+    t.wait(5000);
+    assert!(matches!(t.action(), Action::TcpPollError { .. }));
+    t.event(Event::TcpHangup { flow: t.flow, errno: Errno(libc::ECONNRESET) });
+    t.expect(rst_ack(ours.wrapping_add(1), 1001));
+    t.closes(true);
+}

@@ -22,6 +22,8 @@ const BLOCK_PAYLOAD: usize = BLOCK_BYTES - HEADROOM;
 const QUOTA_INITIAL: u32 = 256 << 10;
 /// Receive again this long after the large slots ran out.
 const HUNGRY: Millis = Millis(8);
+/// A host that has ended its stream is watched for errors after this long; most flows are over by then.
+const WATCH: Millis = Millis(1000);
 /// First interval of zero-window probes.
 const PROBE_MIN: Millis = Millis(1000);
 
@@ -52,8 +54,8 @@ pub(super) struct ToGuest {
     receiving: bool,
     /// The socket is watched for errors.
     watching: bool,
-    /// No slot was free: receive again then.
-    hungry_until: Option<Time>,
+    /// Nothing is asked of the socket before then: no slot was free, or its stream has ended.
+    again_at: Option<Time>,
     fin: Fin,
     rto_at: Option<Time>,
     retries: u8,
@@ -109,7 +111,7 @@ impl ToGuest {
             unacked: Chain::new(),
             receiving: false,
             watching: false,
-            hungry_until: None,
+            again_at: None,
             fin: Fin::No,
             rto_at: None,
             retries: 0,
@@ -211,14 +213,14 @@ impl ToGuest {
             }
             write(ctx, id, key, mac, mss, to_host, slot);
         }
-        if self.receiving || self.fin != Fin::No {
+        if self.receiving || self.again_at.is_some_and(|at| at > ctx.now) {
             return;
         }
-        if self.hungry_until.is_some_and(|at| at > ctx.now) {
-            return;
-        }
-        self.hungry_until = None;
-        let max = self.room(ctx, u32::from(mss), key.guest().is_ipv4());
+        self.again_at = None;
+        let max = match self.fin {
+            Fin::No => self.room(ctx, u32::from(mss), key.guest().is_ipv4()),
+            Fin::Due | Fin::Sent | Fin::Again | Fin::Acked => 0,
+        };
         if max > 0 {
             self.receiving = true;
             ask(ctx, Action::TcpRecv { flow: id, max });
@@ -379,7 +381,7 @@ impl ToGuest {
 
     pub(super) fn deadline(&self) -> Option<Time> {
         let rto = if self.outstanding() { self.rto_at } else { None };
-        [rto, self.stalled_at(), self.hungry_until].into_iter().flatten().min()
+        [rto, self.stalled_at(), self.again_at].into_iter().flatten().min()
     }
 
     fn stalled_at(&self) -> Option<Time> {
@@ -547,10 +549,13 @@ impl TcpFlow {
                 self.active = ctx.now;
                 self.to_guest.arrived = Some(slot);
             }
-            Received::Eof => self.to_guest.fin = Fin::Due,
+            Received::Eof => {
+                self.to_guest.fin = Fin::Due;
+                self.to_guest.again_at = Some(ctx.now + WATCH);
+            }
             Received::NoBuffer => {
                 if ctx.pools.large.available() == 0 {
-                    self.to_guest.hungry_until = Some(ctx.now + HUNGRY);
+                    self.to_guest.again_at = Some(ctx.now + HUNGRY);
                 }
             }
             Received::Failed(_) => self.phase = Phase::Ended(End::ResetGuest),
