@@ -2,7 +2,7 @@
 
 use ringtap::flow::{Action, Errno, Event, Received};
 
-use crate::trace::{Trace, ack, data, fin, rst, rst_ack, syn, syn_ack};
+use crate::trace::{Seg, Trace, ack, data, fin, rst, rst_ack, syn, syn_ack};
 
 #[test]
 fn handshake() {
@@ -458,4 +458,22 @@ fn host_resets_after_its_end() {
     t.event(Event::TcpHangup { flow: t.flow, errno: Errno(libc::ECONNRESET) });
     t.expect(rst_ack(ours.wrapping_add(1), 1001));
     t.closes(true);
+}
+
+/// The guest's numbers go back when it sends again; its window counts all the same.
+#[test]
+fn window_of_a_segment_sent_again() {
+    let (mut t, ours) = Trace::open_with(Seg { scale: None, ..syn(1000).window(1000) });
+    assert_eq!(t.receiving(), 1000);
+    t.receive(1000);
+    t.expect(data(ours, 1001, 1000));
+    let ours = ours.wrapping_add(1000);
+    t.forget();
+    // 1001 was lost on its way; this one is beyond the gap, and closes the window.
+    t.send(data(2001, ours, 100).window(0));
+    t.expect(ack(ours, 1001));
+    t.forget();
+    t.send(data(1001, ours, 1000).window(500));
+    assert_eq!(t.sending().bytes(), 1000);
+    assert_eq!(t.receiving(), 500);
 }

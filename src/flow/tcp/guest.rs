@@ -344,8 +344,13 @@ impl ToGuest {
                 self.resend = true;
             }
         }
+        // RFC 9293 section 3.10.7.4 takes a window from the newest segment, by its number. A guest that
+        // sends lost data again goes back in numbers, though; an edge that moves on is always news.
         let (seq, last) = self.wl;
-        if before(seq, segment.seq) || (seq == segment.seq && !before(ack, last)) {
+        if before(seq, segment.seq)
+            || (seq == segment.seq && !before(ack, last))
+            || before(self.edge, edge)
+        {
             self.wl = (segment.seq, ack);
             self.edge = edge;
             self.window_max = self.window_max.max(window);
