@@ -477,3 +477,72 @@ fn window_of_a_segment_sent_again() {
     assert_eq!(t.sending().bytes(), 1000);
     assert_eq!(t.receiving(), 500);
 }
+
+/// A program that has sent all and ended: its kernel forgets the connection after a minute, and answers what
+/// the host says, or our probe, with a RST. What it was told we took must reach the host all the same.
+#[test]
+fn guest_that_is_gone_after_its_end() {
+    let (mut t, ours) = Trace::open();
+    t.forget();
+    t.send(data(1001, ours, 1000).fin());
+    t.sent(300);
+    t.wait(60);
+    assert_eq!(t.segments().last().unwrap(), &ack(ours, 2002));
+    t.receive(10);
+    t.expect(data(ours, 2002, 10));
+    t.send(rst(2002));
+    t.quiet();
+    t.lives();
+    t.forget();
+    t.wait(100_000);
+    t.event(Event::TcpWritable { flow: t.flow });
+    t.sent(400);
+    t.event(Event::TcpWritable { flow: t.flow });
+    t.forget_polls();
+    t.sent(300);
+    assert!(matches!(t.action(), Action::TcpShutdown { .. }));
+    t.closes(false);
+    // And the host that never takes it.
+    let (mut t, ours) = Trace::open();
+    t.forget();
+    t.send(data(1001, ours, 1000).fin());
+    t.sent(300);
+    t.wait(60);
+    t.send(rst(2002));
+    t.wait(1_000_000);
+    t.closes(true);
+}
+
+/// All the guest had is the host kernel's, which shall not throw it away.
+#[test]
+fn reset_after_the_end_was_passed_on() {
+    let (mut t, ours) = Trace::open();
+    t.send(data(1001, ours, 1000).fin());
+    t.sent(1000);
+    t.expect(ack(ours, 2002));
+    t.send(rst(2002));
+    t.closes(false);
+    // Without an end it is a reset.
+    let (mut t, ours) = Trace::open();
+    t.send(data(1001, ours, 1000));
+    t.sent(1000);
+    t.send(rst(2001));
+    t.closes(true);
+}
+
+/// A guest's end is acknowledged once all before it is taken, though the host has yet to read it: a kernel
+/// gives up on a FIN that nobody acknowledges within two minutes, and the backlog would be lost with it.
+#[test]
+fn end_is_acknowledged_while_the_host_stalls() {
+    let (mut t, ours) = Trace::open();
+    t.forget();
+    t.send(data(1001, ours, 1000).fin());
+    t.sent(0);
+    t.wait(60);
+    assert_eq!(t.segments().last().unwrap(), &ack(ours, 2002));
+    t.wait(300_000);
+    t.forget();
+    t.event(Event::TcpWritable { flow: t.flow });
+    t.sent(1000);
+    assert!(matches!(t.action(), Action::TcpShutdown { .. }));
+}

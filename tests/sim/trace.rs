@@ -339,6 +339,11 @@ impl Trace {
         }
     }
 
+    /// Forgets polls and receives.
+    pub fn forget_polls(&mut self) {
+        self.actions.retain(|a| matches!(a, Action::TcpSend { .. } | Action::TcpShutdown { .. }));
+    }
+
     /// Forgets what the core has asked for.
     pub fn forget(&mut self) {
         self.actions.clear();

@@ -6,11 +6,12 @@
 //! | host's EOF                            | FIN, after the data   | nothing                       |
 //! | both, in either order                 | as above              | `close`                       |
 //! | guest's RST                           | nothing               | RST (`SO_LINGER` 0, `close`)  |
+//! | guest's RST, its FIN acknowledged     | nothing               | what is left, FIN, `close`    |
 //! | host's RST, or its socket fails       | RST                   | `close`                       |
 //! | connect refused                       | RST                   | `close`                       |
 //! | connect: unreachable, prohibited      | ICMP unreachable      | `close`                       |
 //! | connect timed out                     | nothing: its own timer| `close`                       |
-//! | guest does not answer                 | RST                   | RST                           |
+//! | guest does not answer                 | RST                   | RST; after its FIN: `close`   |
 //!
 //! There is no TIME_WAIT here: the side that closes first keeps it in its own kernel. A FIN of the guest
 //! that comes again after both have ended finds no flow and gets a RST, which ends a socket that nobody

@@ -164,6 +164,14 @@ impl ToGuest {
         self.rto_at = Some(now + timeout);
     }
 
+    /// The guest is gone: nothing is kept for it, and no timer runs.
+    pub(super) fn abandon(&mut self) {
+        self.unacked = Chain::new();
+        self.arrived = None;
+        self.una = self.next;
+        (self.rto_at, self.mark, self.again_at) = (None, None, None);
+    }
+
     pub(super) fn take_resend(&mut self) -> bool {
         std::mem::take(&mut self.resend)
     }
@@ -460,6 +468,13 @@ impl TcpFlow {
         let expected = self.to_host.ack_number_received();
         match self.phase {
             Phase::Ended(_) => return,
+            Phase::Gone => {
+                // The ports are taken anew; the guest's SYN comes again.
+                if segment.syn {
+                    self.phase = Phase::Ended(End::Silent);
+                }
+                return;
+            }
             Phase::Connecting => {
                 // A RST for our (not yet sent) SYN-ACK, or a SYN of another try: over.
                 let other = segment.syn && segment.seq.wrapping_add(1) != expected;
@@ -475,7 +490,12 @@ impl TcpFlow {
             // number from our ACK, which may lie before what is held.
             let acked = self.to_host.acked();
             if !before(segment.seq, acked) && !before(expected, segment.seq) {
-                self.phase = Phase::Ended(End::Silent);
+                self.phase = if self.to_host.all_taken() && !self.to_host.finished() {
+                    self.to_guest.abandon();
+                    Phase::Gone
+                } else {
+                    Phase::Ended(End::Silent)
+                };
             } else if before(expected, segment.seq) && before(segment.seq, self.to_host.edge()) {
                 self.ack_owed = true;
             }
@@ -487,7 +507,9 @@ impl TcpFlow {
                     self.phase = Phase::SynAck { sent: false };
                 }
                 Phase::SynAck { .. } => self.phase = Phase::Ended(End::Silent),
-                Phase::Open | Phase::Connecting | Phase::Ended(_) => self.ack_owed = true,
+                Phase::Open | Phase::Gone | Phase::Connecting | Phase::Ended(_) => {
+                    self.ack_owed = true;
+                }
             }
             return;
         }
@@ -541,6 +563,9 @@ impl TcpFlow {
 
     /// A data segment has been written.
     pub fn handle_written(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, slot: Slot) {
+        if self.phase == Phase::Gone {
+            return;
+        }
         let ip = if key.guest().is_ipv4() { 20 } else { 40 };
         self.to_guest.written(ctx, slot, VNET_LEN + ETH_LEN + ip + 20);
     }
@@ -549,6 +574,7 @@ impl TcpFlow {
     pub fn handle_received(&mut self, ctx: &mut Ctx<'_>, result: Received) {
         self.to_guest.receiving = false;
         match result {
+            Received::Data { .. } | Received::Eof if self.phase == Phase::Gone => {}
             Received::Data { slot, .. } => {
                 ctx.stats.tcp_to_guest += slot.len() as u64;
                 self.active = ctx.now;

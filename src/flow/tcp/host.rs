@@ -92,9 +92,15 @@ impl ToHost {
         self.next.wrapping_add(u32::from(self.fin != Fin::No))
     }
 
-    /// What may be acknowledged now.
+    /// What may be acknowledged now. The FIN with the last byte before it, be that in the backlog only: a
+    /// kernel gives up on a FIN that is not acknowledged within two minutes.
     pub(super) fn ack_number(&self) -> u32 {
-        self.taken.wrapping_add(u32::from(self.fin == Fin::Shut))
+        self.taken.wrapping_add(u32::from(self.all_taken()))
+    }
+
+    /// Whether the guest has sent its FIN, and all before it is taken.
+    pub(super) fn all_taken(&self) -> bool {
+        self.fin != Fin::No && self.taken == self.next
     }
 
     pub(super) fn scale(&self) -> Option<u8> {
@@ -331,6 +337,7 @@ fn take(chain: &mut Chain) -> Chain {
 impl TcpFlow {
     /// A send has ended.
     pub fn handle_sent(&mut self, ctx: &mut Ctx<'_>, chain: Chain, result: Result<u32, Errno>) {
+        self.active = ctx.now;
         if self.to_host.sent(ctx, chain, result).is_err() {
             self.phase = Phase::Ended(End::ResetGuest);
         }

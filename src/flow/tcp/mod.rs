@@ -85,6 +85,9 @@ enum Phase {
     },
     /// Both sides are connected.
     Open,
+    /// The guest has reset, after its FIN was acknowledged: nobody is there to hear of the host, but
+    /// the host shall have what is left of the guest's bytes.
+    Gone,
     /// Over: how, [`TcpFlow::serve`] has yet to carry out.
     Ended(End),
 }
@@ -157,7 +160,16 @@ impl TcpFlow {
             Phase::Connecting => return Next::Live(None),
             Phase::Ended(end) => {
                 self.announce(ctx, key, end);
-                return Next::Close { reset: true };
+                // A guest that had said all it had to say is not cut off: its last bytes may still
+                // be in the kernel's send buffer, which a reset would empty.
+                return Next::Close { reset: !self.to_host.finished() };
+            }
+            Phase::Gone => {
+                self.to_host.serve(ctx, id);
+                if self.to_host.finished() {
+                    return Next::Close { reset: false };
+                }
+                return Next::Live(self.deadline());
             }
             Phase::SynAck { sent: false } => {
                 self.send_syn_ack(ctx, key);
@@ -188,6 +200,12 @@ impl TcpFlow {
             return;
         }
         self.to_host.handle_timeout(ctx);
+        if self.phase == Phase::Gone {
+            if self.quiet_deadline().is_some_and(|at| at <= ctx.now) {
+                self.phase = Phase::Ended(End::Silent);
+            }
+            return;
+        }
         if self.to_guest.handle_timeout(ctx, self.phase != Phase::Open) == guest::Timeout::GiveUp {
             self.phase = Phase::Ended(End::ResetGuest);
             return;
@@ -221,7 +239,7 @@ impl TcpFlow {
         match self.phase {
             Phase::Connecting | Phase::Ended(_) => true,
             Phase::SynAck { .. } => false,
-            Phase::Open => self.to_host.finished(),
+            Phase::Open | Phase::Gone => self.to_host.finished(),
         }
     }
 
@@ -233,7 +251,11 @@ impl TcpFlow {
     }
 
     /// When to ask a guest that says nothing whether it is still there, or whether its window is open.
+    /// Or, of one that is gone, when a host that takes nothing of what is left is given up.
     fn quiet_deadline(&self) -> Option<Time> {
+        if self.phase == Phase::Gone {
+            return Some(self.active + TCP_IDLE);
+        }
         if self.phase != Phase::Open || self.to_guest.outstanding() {
             return None;
         }
