@@ -17,6 +17,7 @@ mod model;
 mod prng;
 mod rfc;
 mod scenarios;
+mod shared;
 mod spec;
 mod tap;
 mod trace;

@@ -546,3 +546,20 @@ fn end_is_acknowledged_while_the_host_stalls() {
     t.sent(1000);
     assert!(matches!(t.action(), Action::TcpShutdown { .. }));
 }
+
+/// However late a write comes back, what nobody acknowledges does not pin a large slot.
+#[test]
+fn unacknowledged_bytes_leave_the_large_slots() {
+    let (mut t, ours) = Trace::open();
+    t.slow_tap = true;
+    t.receive(10_000);
+    t.expect(data(ours, 1001, 10_000));
+    t.wait(100);
+    t.slow_tap = false;
+    t.written();
+    assert_eq!(t.stack.pools().large.lent(), 1);
+    t.wait(60);
+    assert_eq!(t.stack.pools().large.lent(), 0);
+    t.wait(200);
+    assert!(t.next().len < 5000, "one small slot at a time");
+}

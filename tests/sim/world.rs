@@ -41,6 +41,8 @@ pub struct World {
     pub now: Time,
     epoch: Time,
     mended: bool,
+    /// The most large slots that were lent at the end of a turn.
+    pub peak: u32,
 }
 
 impl World {
@@ -65,6 +67,7 @@ impl World {
             now: epoch,
             epoch,
             mended: false,
+            peak: 0,
             spec: spec.clone(),
         }
     }
@@ -148,6 +151,7 @@ impl World {
                 action => self.host.act(action, self.now),
             }
         }
+        self.peak = self.peak.max(self.stack.pools().large.lent());
         while let Some(packet) = self.down.receive(self.now) {
             busy = true;
             self.guest.deliver(packet);

@@ -280,6 +280,9 @@ impl ToGuest {
             && let Some(block) = copy(ctx, slot.bytes(), slot.seq)
         {
             slot = block;
+        } else if slot.capacity() > BLOCK_BYTES && self.mark.is_none() {
+            // Written again, or under way while the others moved.
+            self.mark = Some((self.next, ctx.now));
         }
         if self.unacked.front().is_some_and(|front| before(slot.seq, front.seq)) {
             self.unacked.push_front(slot);
@@ -415,6 +418,8 @@ impl ToGuest {
             let blocks = slot.len().div_ceil(BLOCK_PAYLOAD) as u32;
             short = ctx.pools.small.available() <= blocks + crate::limits::BLOCKS_RESERVED;
             if short {
+                // Once more later: what is never acknowledged must not pin large slots.
+                self.mark = Some((self.next, ctx.now));
                 self.unacked.push_back(slot);
                 continue;
             }

@@ -5,7 +5,9 @@ use super::super::{Action, Ctx, Errno, FlowId};
 use super::segment::before;
 use super::{End, Phase, TcpFlow, ask};
 use crate::arena::{Chain, Slot};
-use crate::limits::{BLOCKS_MAX, SEND_SLOTS, STALL, WINDOW_FRAMES, WINDOW_INITIAL, WINDOW_MAX};
+use crate::limits::{
+    BLOCKS_MAX, SEND_SLOTS, SLOTS_MAX, STALL, WINDOW_FRAMES, WINDOW_INITIAL, WINDOW_MAX,
+};
 use crate::stats::Drop;
 use crate::time::Time;
 
@@ -154,8 +156,12 @@ impl ToHost {
 
     /// Sends what can be sent; passes the FIN on when all before it is gone.
     pub(super) fn serve(&mut self, ctx: &mut Ctx<'_>, id: FlowId) {
-        if self.blocked && self.held.slots() > HELD_SLOTS_MAX {
-            self.compact(ctx);
+        if self.blocked {
+            // At once, where many blocked flows hold a little each and the large slots get short.
+            let short = ctx.pools.large.available() < SLOTS_MAX / 2 && !self.held.is_empty();
+            if short || self.held.slots() > HELD_SLOTS_MAX {
+                self.compact(ctx);
+            }
         }
         if self.blocked && !self.polling {
             self.polling = true;
