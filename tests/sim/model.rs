@@ -79,7 +79,7 @@ fn options(packet: &TcpPacket<&[u8]>) -> (Option<u16>, Option<u8>) {
 
 impl Wire {
     /// A segment that reaches the core.
-    pub fn from_guest(&mut self, v6: bool, tcp: &[u8]) {
+    pub fn guest_says(&mut self, v6: bool, tcp: &[u8]) {
         let Ok(packet) = TcpPacket::new_checked(tcp) else { return };
         let seq = packet.seq_number().0 as u32;
         let end = seq
@@ -119,7 +119,7 @@ impl Wire {
     }
 
     /// A segment (whole, before it is cut) that the core writes; `gso` is its segment size.
-    pub fn to_guest(&mut self, tcp: &[u8], gso: u16) {
+    pub fn guest_hears(&mut self, tcp: &[u8], gso: u16) {
         let packet = TcpPacket::new_checked(tcp).expect("a TCP header of ours");
         let Some(seen) = self.flows.get_mut(&packet.dst_port()) else { return };
         if packet.rst() {

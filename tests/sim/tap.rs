@@ -203,7 +203,7 @@ pub fn split(bytes: &[u8], wire: &mut Wire) -> Vec<Vec<u8>> {
         packet[view.l4 + 6..view.l4 + 8].copy_from_slice(&sum.to_be_bytes());
         return vec![packet];
     }
-    wire.to_guest(l4, size);
+    wire.guest_hears(l4, size);
     let (_, tcp) = tcp_of(packet).expect("a TCP segment");
     let headers = view.l4 + usize::from(tcp.header_len());
     if gso == 0 {

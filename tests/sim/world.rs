@@ -128,7 +128,7 @@ impl World {
             slot.set_range(0, frame.len());
             slot.bytes_mut().copy_from_slice(frame);
             if let Some((view, tcp)) = frame.get(24..).and_then(tap::tcp_of) {
-                self.wire.from_guest(view.src.is_ipv6(), tcp.into_inner());
+                self.wire.guest_says(view.src.is_ipv6(), tcp.into_inner());
             }
             self.queue.pop_front();
             self.stack.handle_frame(slot, self.now);

@@ -377,7 +377,7 @@ impl ToGuest {
         if self.stalled_at().is_some_and(|at| at <= now) {
             self.compact(ctx);
         }
-        if !self.rto_at.is_some_and(|at| at <= now) || !self.outstanding() {
+        if self.rto_at.is_none_or(|at| at > now) || !self.outstanding() {
             return Timeout::GoOn;
         }
         let short = ctx.pools.small.available() < BLOCKS_MAX / 8;
