@@ -8,7 +8,7 @@
 //! the host's loopback). At most [`UDP_PEERS_MAX`] endpoints are remembered, in the order of their last
 //! use; the one that was silent longest makes room.
 //!
-//! Nearly every mapping has one peer or a few: up to [`LINEAR`] are found by looking at each. Beyond
+//! Nearly every mapping has one peer or a few: up to eight are found by looking at each. Beyond
 //! that an open-addressed index finds them, at most half full, so that a guest port that talks to a
 //! hundred thousand endpoints costs the same per datagram as one that talks to two.
 use std::net::{Ipv6Addr, SocketAddr};

@@ -385,3 +385,6 @@ fn set(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ use crate::stats::Drop;
 /// Memory that submission entries point to until they are submitted: `msghdr`s, iovecs, addresses.
 /// Reused every turn; the boxes never move.
 pub(super) struct Scratch {
+    #[expect(clippy::vec_box, reason = "entries point into the boxes while the vector grows")]
     msgs: Vec<Box<Msg>>,
     used: usize,
 }
