@@ -1,6 +1,6 @@
 //! ICMP and ICMPv6 errors towards the guest, and what echo messages name.
 //!
-//! An error quotes the packet that it is about: as it came when it is at hand ([`unreachable`]), or
+//! An error quotes the packet that it is about: as it came when it is at hand ([`unreachable()`]), or
 //! written anew from the endpoints when the host's kernel reports on a datagram long gone ([`about`]). The
 //! rules of RFC 1122 section 3.2.2 and RFC 4443 section 2.4 hold: no error about an error, a
 //! multicast or broadcast, a later fragment, or from a source that names no single host.
