@@ -56,7 +56,7 @@ impl Init {
         let _ = self.link.order(ToChild::Signal(signal as u8));
     }
 
-    /// The socket that says when to [`Init::hear`].
+    /// The socket that says when the init process has said something.
     pub fn link(&self) -> &Link {
         &self.link
     }

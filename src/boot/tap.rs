@@ -76,11 +76,8 @@ pub fn adopt(fd: OwnedFd) -> Result<(TapQueue, Option<OwnedFd>), Failure> {
     if flags & libc::IFF_TAP == 0 {
         return Err(Failure::new(format!("TAP descriptor: {name} is a TUN, not a TAP")));
     }
-    if flags & libc::IFF_NO_PI == 0 {
-        return Err(Failure::new(format!(
-            "TAP descriptor: {name} was made without IFF_NO_PI: frames with that header are not supported"
-        )));
-    }
+    // Whether frames come with a `struct tun_pi` (no IFF_NO_PI) cannot be seen: TUNGETIFF reports
+    // IFF_NOFILTER in the same bit. slirp4netns wants IFF_NO_PI, too.
     let queue = set_up(fd, &name)?;
     let second = persistent(&queue)?;
     Ok((queue, second))
