@@ -8,10 +8,12 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::SigSet;
 
 use super::netns::{self, Place};
 use super::{Context, Failure, Guest, Life, tap};
 use crate::config::Config;
+use crate::control::watch;
 
 /// A namespace's name that we have made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,9 @@ pub fn boot(config: &Config, path: &Path) -> Result<Guest, Failure> {
         // As `ip netns` makes /run/netns; nothing above it.
         fs::create_dir(dir).context(|| format!("create {shown}: make {}", dir.display()))?;
     }
+    // From here to the end there is something to remove: a signal waits until the control loop takes it up
+    // (`control::watch::Signals`).
+    let _ = watch::ENDING.into_iter().collect::<SigSet>().thread_block();
     let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(path);
     let file = match file {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {

@@ -212,6 +212,7 @@ async fn watch(
     };
     let mut exit = std::pin::pin!(exit);
     let mut over = std::pin::pin!(guest_over(life));
+    let resolv_conf = config.net.dns.then(resolv::Watch::new).flatten();
     // After SIGTERM the command has as long to end as data has to drain.
     let mut deadline: Option<tokio::time::Instant> = None;
     let mut told = Signal::SIGTERM;
@@ -219,6 +220,7 @@ async fn watch(
         tokio::select! {
             end = workers.serve(life) => return Ok(end),
             () = &mut serve_api => {}
+            () = changed(resolv_conf.as_ref()) => workers.refresh(),
             result = &mut exit => {
                 result?;
                 if config.personality == Personality::Slirp4netns {
@@ -248,6 +250,14 @@ async fn watch(
             },
             () = at(deadline) => return Ok(End::Code(128 + told as u8)),
         }
+    }
+}
+
+async fn changed(resolv_conf: Option<&resolv::Watch>) {
+    let Some(watch) = resolv_conf else { return std::future::pending().await };
+    if let Err(e) = watch.changed().await {
+        tracing::debug!("watch resolv.conf: {e}");
+        std::future::pending().await
     }
 }
 

@@ -1,9 +1,16 @@
 //! The host's resolvers: `/etc/resolv.conf`, read again when it has changed.
 
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::Interest;
+
+use crate::boot::sys;
 use crate::config::NetConfig;
 use crate::limits::RESOLVERS_MAX;
 
@@ -40,6 +47,48 @@ impl Resolvers {
         let changed = new.list != self.list;
         *self = new;
         changed.then(|| self.list.clone())
+    }
+}
+
+/// Tells when the list may have changed, before the guest asks in vain. Without it (no inotify instance is free),
+/// [`Resolvers::refresh`] is called when the guest has asked, which is one question late.
+#[derive(Debug)]
+pub struct Watch(Inotify);
+
+impl Watch {
+    /// Watches the folder of the file, and the folder that it leads to where it is a link.
+    pub fn new() -> Option<Self> {
+        let this = Self(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?);
+        this.rearm();
+        Some(this)
+    }
+
+    /// Returns when something has happened in those folders.
+    ///
+    /// # Errors
+    /// What `epoll(7)` says.
+    pub async fn changed(&self) -> io::Result<()> {
+        let readiness = sys::readiness(self.0.as_fd(), Interest::READABLE)?;
+        drop(readiness.readable().await?);
+        while self.0.read_events().is_ok() {}
+        self.rearm();
+        Ok(())
+    }
+
+    /// Folders, not the file: it is replaced by a rename, and its watch would end with it. A folder that
+    /// is watched already is not watched twice.
+    fn rearm(&self) {
+        let events = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ONLYDIR;
+        let target = fs::canonicalize(PATH).ok();
+        for file in [Some(Path::new(PATH)), target.as_deref()].into_iter().flatten() {
+            if let Some(folder) = file.parent() {
+                let _ = self.0.add_watch(folder, events);
+            }
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal::{self, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -16,7 +18,10 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use crate::boot::{Place, sys};
 
-/// The signals that end us.
+/// What ends us.
+pub const ENDING: [Signal; 3] = [SIGHUP, SIGINT, SIGTERM];
+
+/// The signals that end us, as they come.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Stream,
@@ -31,11 +36,16 @@ impl Signals {
     /// # Errors
     /// What the runtime says.
     pub fn listen(keyboard: bool) -> io::Result<Self> {
-        use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGQUIT};
         if !keyboard {
             sys::ignore(SIGINT);
             sys::ignore(SIGQUIT);
         }
+        let this = Self::register()?;
+        let _ = ENDING.into_iter().collect::<SigSet>().thread_unblock();
+        Ok(this)
+    }
+
+    fn register() -> io::Result<Self> {
         let unless_ignored = |number, kind| {
             if sys::is_ignored(number) { Ok(None) } else { signal(kind).map(Some) }
         };
@@ -47,8 +57,7 @@ impl Signals {
     }
 
     /// The next signal.
-    pub async fn next(&mut self) -> nix::sys::signal::Signal {
-        use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => SIGTERM,
             _ = next_of(&mut self.hangup) => SIGHUP,
