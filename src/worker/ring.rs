@@ -117,6 +117,11 @@ impl Ring {
     pub(super) fn cancel_all(&mut self) {
         let _ =
             self.ring.submitter().register_sync_cancel(None, io_uring::types::CancelBuilder::any());
+        // A request lets go of its file when its completion is made, which is our thread's work. Left to
+        // the kernel's clean-up of the ring, the TAP would outlive the program by some milliseconds.
+        while self.turn(Some(Duration::ZERO)).is_ok() && self.completion().is_some() {
+            while self.completion().is_some() {}
+        }
     }
 }
 
