@@ -154,7 +154,7 @@ fn refuse_shared(name: &str, ours: u32) -> Result<(), Failure> {
 
 fn in_use(name: &str) -> Failure {
     Failure::new(format!(
-        "attach to TAP {name}: another process holds it, and two holders would split the traffic: end that process, or choose another name"
+        "attach to TAP {name}: it is in use by another process, and two holders would split the traffic: end that process, or choose another name"
     ))
 }
 
