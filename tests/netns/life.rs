@@ -157,7 +157,7 @@ fn a_tap_in_use_is_refused() {
     need!();
     not_slirp!("is refused by the kernel only");
     let (bed, guest, mut proc) = Bed::up(&With::defaults());
-    attach(&bed, &guest).run().refused_with(&["tap0", "in use"]);
+    attach(&bed, &guest).run().refused_with(&["tap0", "another process"]);
     // The first one does not notice.
     assert!(proc.alive());
     let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());

@@ -165,6 +165,12 @@ fn no_way_there() {
     let (_bed, guest, _proc) = Bed::up(&With::defaults());
     for family in Family::BOTH {
         let client = guest.ns.udp(family.any());
+        // Without it Linux takes these errors for passing ones and keeps them from the socket.
+        let set = match family {
+            Family::V4 => socket::setsockopt(&client, sockopt::Ipv4RecvErr, &true),
+            Family::V6 => socket::setsockopt(&client, sockopt::Ipv6RecvErr, &true),
+        };
+        set.expect("set IP_RECVERR");
         client.connect(SocketAddr::new(family.unreachable(), 9)).expect("connect");
         client.send(b"anybody?").expect("send");
         let error = client.recv(&mut [0; 10]).expect_err("nobody");
@@ -175,7 +181,7 @@ fn no_way_there() {
 
 /// The TTL and type of service with which a datagram arrives at the far end.
 fn arrival(socket: &UdpSocket) -> (i32, i32) {
-    let mut space = nix::cmsg_space!([i32; 4]);
+    let mut space = nix::cmsg_space!([i32; 16]);
     let mut buf = [0; 100];
     let mut parts = [std::io::IoSliceMut::new(&mut buf)];
     use std::os::fd::AsRawFd;
