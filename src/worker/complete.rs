@@ -97,7 +97,7 @@ impl Worker {
             let errno = Errno(-result);
             let event = match op {
                 Op::Connect => {
-                    let result = if result < 0 { Err(errno) } else { Ok(()) };
+                    let result = if result < 0 { Err(errno) } else { sock.connected() };
                     Event::TcpConnected { flow, result }
                 }
                 Op::PollOut => Event::TcpWritable { flow },

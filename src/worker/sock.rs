@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::token::Op;
 use crate::arena::Chain;
 use crate::config::NetConfig;
+use crate::flow::Errno;
 
 /// A flow's socket, and what is in flight on it.
 #[derive(Debug)]
@@ -80,6 +81,19 @@ impl Sock {
         match SockRef::from(&self.fd).take_error() {
             Ok(Some(e)) | Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
             Ok(None) => 0,
+        }
+    }
+
+    /// What became of a connect whose completion says 0. That is not always the truth (seen on 6.18): an
+    /// ICMP error that arrives while the SYN is being sent, as from a router that is one veth away, is
+    /// kept as a soft error, the request ends with 0, and the socket has no peer.
+    pub(super) fn connected(&self) -> Result<(), Errno> {
+        if SockRef::from(&self.fd).peer_addr().is_ok() {
+            return Ok(());
+        }
+        match self.error() {
+            0 => Err(Errno(libc::ENOTCONN)),
+            errno => Err(Errno(errno)),
         }
     }
 }
