@@ -1,7 +1,7 @@
 //! A TAP that somebody else opened, without virtio header: the worker's software path, for real.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -117,4 +117,48 @@ fn tcp_at_an_mtu_of_large_slots() {
 #[test]
 fn tcp_at_an_mtu_that_needs_no_cutting() {
     belief(|| at_mtu(65_520));
+}
+
+#[test]
+fn datagrams_above_the_mtu_arrive_whole() {
+    belief(|| {
+        ip("addr add 203.0.113.1/32 dev lo");
+        let server = UdpSocket::bind("203.0.113.1:0").unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let to = server.local_addr().unwrap();
+        let sizes = [0, 1, 1472, 1473, 5000, 65_507];
+        let (give, take) = std::sync::mpsc::channel();
+        let (ready, go) = std::sync::mpsc::channel::<()>();
+        let client = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            give.send(guest(0, 1500)).unwrap();
+            go.recv().unwrap();
+            let socket = UdpSocket::bind("10.0.2.100:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let (payload, mut got) = (pattern(3), vec![0; 65_536]);
+            for size in sizes {
+                // One at a time; nothing is lost on this path.
+                socket.send_to(&payload[..size], to).unwrap();
+                let (len, from) = socket.recv_from(&mut got).unwrap();
+                assert_eq!((len, from), (size, to));
+                assert!(got[..len] == payload[..size], "{size} bytes");
+            }
+        });
+        let tap = TapQueue { fd: take.recv().expect("the guest's TAP"), vnet: false };
+        let (notices, _heard) = tokio::sync::mpsc::unbounded_channel();
+        let worker = Handle::spawn(tap, NetConfig::native(), vec![], notices).unwrap();
+        ready.send(()).unwrap();
+        let echo = thread::spawn(move || {
+            let mut bytes = vec![0; 65_536];
+            for _ in sizes {
+                let (len, from) = server.recv_from(&mut bytes).unwrap();
+                server.send_to(&bytes[..len], from).unwrap();
+            }
+        });
+        let results = (client.join(), echo.join());
+        worker.stop();
+        results.0.expect("the guest");
+        results.1.expect("the server");
+        format!("{sizes:?} bytes, there and back, in fragments at MTU 1500")
+    });
 }
