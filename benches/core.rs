@@ -12,13 +12,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use driver::{Driver, LARGEST, MSS};
-use ringtap::arena::{Arena, Chain, Slot};
+use ringtap::arena::{Arena, Chain, Pools, Slot};
+use ringtap::config::NetConfig;
 use ringtap::flow::key::{FlowKey, Proto};
 use ringtap::flow::table::Table;
+use ringtap::flow::{Action, Event};
 use ringtap::frame::build::{self, Out};
 use ringtap::frame::segment::Cutter;
 use ringtap::frame::{Pair, checksum, parse};
 use ringtap::limits::{HEADROOM, SLOT_BYTES};
+use ringtap::stack::Stack;
+use ringtap::time::Time;
 use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
 
 fn out() -> Out {
@@ -126,6 +130,51 @@ fn stack(c: &mut Criterion) {
     group.finish();
 }
 
+/// A datagram each way through a mapping that exists.
+fn udp(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stack udp");
+    let pools = Pools::new().unwrap();
+    let mut stack = Stack::new(NetConfig::native(), pools.clone(), [1, 2], Time(0));
+    let host = SocketAddr::from(([203, 0, 113, 1], 53));
+    let mut send = || {
+        let mut slot = pools.large.take().unwrap();
+        slot.set_range(HEADROOM, 1200);
+        let pair = Pair::V4(Ipv4Addr::new(10, 0, 2, 100), Ipv4Addr::new(203, 0, 113, 1));
+        build::udp(
+            &mut slot,
+            &Out { eth_src: [4; 6], eth_dst: [2; 6], pair, ..out() },
+            4000,
+            53,
+            0,
+        );
+        stack.handle_frame(slot, Time(0));
+        let mut sent = None;
+        while let Some(action) = stack.poll_action(Time(0)) {
+            if let Action::DgramSend { flow, to, .. } = action {
+                assert_eq!(to, host);
+                sent = Some(flow);
+            }
+        }
+        sent.expect("a datagram sent")
+    };
+    let flow = send();
+    group.bench_function("guest to host", |b| b.iter(&mut send));
+    group.bench_function("host to guest", |b| {
+        b.iter(|| {
+            let mut slot = pools.large.take().unwrap();
+            slot.set_range(HEADROOM, 1200);
+            let (ttl, tos, segment) = (Some(60), 0, 0);
+            let event = Event::DgramReceived { flow, slot, from: host, ttl, tos, segment };
+            stack.handle_event(event, Time(0));
+            let action = stack.poll_action(Time(0));
+            assert!(matches!(action, Some(Action::TapWrite { .. })), "{action:?}");
+            drop(action);
+            assert!(stack.poll_action(Time(0)).is_none());
+        });
+    });
+    group.finish();
+}
+
 fn arena(c: &mut Criterion) {
     let mut group = c.benchmark_group("arena");
     let arena = Arena::new(4096, 64).unwrap();
@@ -144,5 +193,5 @@ fn arena(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(core, frame, lookup, stack, arena);
+criterion_group!(core, frame, lookup, stack, udp, arena);
 criterion_main!(core);
