@@ -13,6 +13,7 @@
 mod clock;
 mod guest;
 mod host;
+mod hostile;
 mod link;
 mod model;
 mod prng;

@@ -82,6 +82,8 @@ pub struct Trace {
     /// Writes do not come back until [`Trace::written`].
     pub slow_tap: bool,
     pub flow: FlowId,
+    /// Other flows that were opened.
+    pub opened: Vec<FlowId>,
     ports: (u16, u16),
 }
 
@@ -96,6 +98,7 @@ impl Trace {
             writes: VecDeque::new(),
             slow_tap: false,
             flow: FlowId { index: 0, generation: 0 },
+            opened: Vec::new(),
             ports: (40000, 1000),
         }
     }
@@ -165,6 +168,36 @@ impl Trace {
         self.stack.handle_frame(slot, self.now);
     }
 
+    /// A frame with virtio header, whatever its bytes.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        let mut slot = self.stack.pools().large.take().expect("a free slot");
+        slot.set_range(0, bytes.len());
+        slot.bytes_mut().copy_from_slice(bytes);
+        self.stack.handle_frame(slot, self.now);
+    }
+
+    /// What the core has asked for on behalf of other flows than this.
+    pub fn others(&mut self) -> Vec<Action> {
+        let (ours, others): (Vec<_>, Vec<_>) = self.actions.drain(..).partition(|a| match a {
+            Action::TcpConnect { flow, .. }
+            | Action::TcpSend { flow, .. }
+            | Action::TcpPollOut { flow }
+            | Action::TcpRecv { flow, .. }
+            | Action::TcpPollError { flow }
+            | Action::TcpShutdown { flow }
+            | Action::DgramOpen { flow, .. }
+            | Action::DgramSend { flow, .. }
+            | Action::Close { flow, .. } => *flow == self.flow,
+            Action::TapWrite { .. } | Action::DnsUsed => false,
+        });
+        self.actions = ours.into();
+        self.opened.extend(others.iter().filter_map(|action| match action {
+            Action::TcpConnect { flow, .. } => Some(*flow),
+            _ => None,
+        }));
+        others
+    }
+
     /// Several segments in one turn.
     pub fn burst(&mut self, segs: &[Seg]) {
         for seg in segs {
@@ -181,7 +214,9 @@ impl Trace {
                 match action {
                     Action::TapWrite { slot, keep } => {
                         let packet = &slot.bytes()[24..];
-                        if let Some((_, tcp)) = tap::tcp_of(packet) {
+                        if let Some((_, tcp)) = tap::tcp_of(packet)
+                            && (tcp.dst_port(), tcp.src_port()) == self.ports
+                        {
                             let repr = TcpRepr::parse(
                                 &tcp,
                                 &IpAddress::from(HOST4),
