@@ -24,14 +24,14 @@ pub const TO: u16 = 1000;
 
 /// A wire's end in memory, one IP packet at a time.
 #[derive(Debug)]
-struct Port {
-    mtu: usize,
-    input: VecDeque<Vec<u8>>,
-    output: Vec<Vec<u8>>,
+pub struct Port {
+    pub mtu: usize,
+    pub input: VecDeque<Vec<u8>>,
+    pub output: Vec<Vec<u8>>,
 }
 
-struct Rx(Vec<u8>);
-struct Tx<'a>(&'a mut Vec<Vec<u8>>);
+pub struct Rx(Vec<u8>);
+pub struct Tx<'a>(&'a mut Vec<Vec<u8>>);
 
 impl RxToken for Rx {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -116,8 +116,25 @@ pub struct Guest {
     epoch: Time,
 }
 
-fn instant(now: Time) -> Instant {
+pub fn instant(now: Time) -> Instant {
     Instant::from_millis(now.0 as i64)
+}
+
+/// A guest's network, with both addresses and a route to everywhere.
+pub fn interface(port: &mut Port, seed: u64, now: Time) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = seed;
+    let mut iface = Interface::new(config, port, instant(now));
+    iface.update_ip_addrs(|addrs| {
+        addrs.push(IpCidr::new(IpAddr::from(GUEST4).into(), 24)).expect("room for two");
+        addrs.push(IpCidr::new(IpAddr::from(GUEST6).into(), 64)).expect("room for two");
+    });
+    iface.routes_mut().add_default_ipv4_route(Ipv4Addr::new(10, 0, 2, 2)).expect("room");
+    iface
+        .routes_mut()
+        .add_default_ipv6_route(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2))
+        .expect("room");
+    iface
 }
 
 /// What of `left` bytes may be moved now, at offset `done`; sets the time of the next.
@@ -139,18 +156,7 @@ impl Guest {
     pub fn new(spec: &Spec, now: Time) -> Self {
         let mut port =
             Port { mtu: usize::from(spec.mtu), input: VecDeque::new(), output: Vec::new() };
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = spec.seed;
-        let mut iface = Interface::new(config, &mut port, instant(now));
-        iface.update_ip_addrs(|addrs| {
-            addrs.push(IpCidr::new(IpAddr::from(GUEST4).into(), 24)).expect("room for two");
-            addrs.push(IpCidr::new(IpAddr::from(GUEST6).into(), 64)).expect("room for two");
-        });
-        iface.routes_mut().add_default_ipv4_route(Ipv4Addr::new(10, 0, 2, 2)).expect("room");
-        iface
-            .routes_mut()
-            .add_default_ipv6_route(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2))
-            .expect("room");
+        let iface = interface(&mut port, spec.seed, now);
         let mut sockets = SocketSet::new(Vec::new());
         let apps = spec.flows.iter().enumerate().map(|(index, flow)| {
             let buffer = |n: usize| tcp::SocketBuffer::new(vec![0; n]);

@@ -23,6 +23,7 @@ mod shared;
 mod spec;
 mod tap;
 mod trace;
+mod udp;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

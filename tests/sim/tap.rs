@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ringtap::frame::{Pair, checksum};
-use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket};
+use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
 
 use crate::model::Wire;
 
@@ -162,6 +162,34 @@ fn joins(head: &[u8], size: u16, packet: &[u8]) -> bool {
         && view.end == packet.len()
 }
 
+/// The same for a datagram, or a run of them.
+fn split_udp(packet: &[u8], view: &View, gso: u8, size: u16) -> Vec<Vec<u8>> {
+    let payload = &packet[view.l4 + 8..];
+    assert_eq!(gso, if size == 0 { 0 } else { 5 }, "gso_type");
+    let each = if size == 0 { payload.len().max(1) } else { usize::from(size) };
+    assert!(size == 0 || (payload.len() > each && payload.len().div_ceil(each) <= 128), "a run");
+    let mut parts: Vec<&[u8]> = payload.chunks(each).collect();
+    if parts.is_empty() {
+        parts.push(&[]);
+    }
+    let one = |part: &&[u8]| {
+        let mut out = packet[..view.l4 + 8].to_vec();
+        out.extend_from_slice(part);
+        let len = out.len();
+        if view.v6() {
+            Ipv6Packet::new_unchecked(&mut out[..]).set_payload_len((len - 40) as u16);
+        } else {
+            Ipv4Packet::new_unchecked(&mut out[..]).set_total_len(len as u16);
+            Ipv4Packet::new_unchecked(&mut out[..]).fill_checksum();
+        }
+        let mut udp = UdpPacket::new_unchecked(&mut out[view.l4..]);
+        udp.set_len((8 + part.len()) as u16);
+        udp.fill_checksum(&view.src.into(), &view.dst.into());
+        out
+    };
+    parts.iter().map(one).collect()
+}
+
 /// A frame from the core to the packets the guest's stack sees: cut, checksums finished.
 ///
 /// # Panics
@@ -197,12 +225,7 @@ pub fn split(bytes: &[u8], wire: &mut Wire) -> Vec<Vec<u8>> {
     let partial = checksum::fold(checksum::pseudo_header(pair, view.proto, l4.len() as u32));
     assert_eq!(u16::from_be_bytes([l4[offset], l4[offset + 1]]), partial, "partial checksum");
     if view.proto == 17 {
-        assert_eq!(gso, 0, "runs of datagrams are not expected here");
-        let mut packet = packet.to_vec();
-        let sum = !checksum::fold(checksum::sum(0, &packet[view.l4..]));
-        let sum = if sum == 0 { 0xffff } else { sum };
-        packet[view.l4 + 6..view.l4 + 8].copy_from_slice(&sum.to_be_bytes());
-        return vec![packet];
+        return split_udp(packet, &view, gso, size);
     }
     wire.guest_hears(l4, size);
     let (_, tcp) = tcp_of(packet).expect("a TCP segment");
