@@ -8,7 +8,7 @@ use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, sockopt};
 use socket2::SockRef;
 
 use crate::harness::ns::Ns;
-use crate::harness::{Bed, Family, With, need, not_slirp};
+use crate::harness::{Bed, Family, Guest, With, against_slirp, eventually, need, not_slirp};
 
 /// A datagram whose every byte depends on its length and place.
 fn datagram(len: usize) -> Vec<u8> {
@@ -42,6 +42,8 @@ fn expect_nothing(socket: &UdpSocket) {
     socket.set_read_timeout(Some(crate::harness::ns::SOCKET_PATIENCE)).expect("set a timeout");
 }
 
+const MARKER: &[u8] = b"from here on";
+
 /// There and back, from a guest at this MTU: 1472 and 1473 are the two sides of one Ethernet frame,
 /// 65507 is the most that IPv4 can carry.
 fn sizes(mtu: u32, sizes: &[usize]) {
@@ -49,8 +51,14 @@ fn sizes(mtu: u32, sizes: &[usize]) {
     for family in Family::BOTH {
         let server = bed.remote.udp(family.remote());
         let client = guest.ns.udp(guest.addr(family));
+        if mtu > 1500 && !against_slirp() {
+            learn_path(&guest, &client, addr(&server));
+            while receive(&server).0 != MARKER {}
+        }
         for &size in sizes {
             let bytes = datagram(size);
+            // Shown when the test fails: where it was.
+            println!("MTU {mtu}, {family:?}, {size} bytes");
             send(&client, &bytes, addr(&server));
             let (got, from) = receive(&server);
             assert!(got == bytes, "{family:?}, {size} bytes up: {} came", got.len());
@@ -63,6 +71,19 @@ fn sizes(mtu: u32, sizes: &[usize]) {
             assert_eq!(from, addr(&server));
         }
     }
+}
+
+/// A guest with a larger MTU than the path finds out as on any network: its first large datagram says
+/// DF, is lost, and the error that comes back names the MTU.
+fn learn_path(guest: &Guest, client: &UdpSocket, to: SocketAddr) {
+    let route = format!("ip route get {}", to.ip());
+    eventually("the guest knows the path's MTU", || {
+        // EMSGSIZE is how a socket that set DF hears of it.
+        let _ = client.send_to(&datagram(9000), to);
+        guest.ns.cmd(&route).ok().contains("mtu 1500")
+    });
+    // Those sent after the news and before we saw it have arrived in fragments.
+    send(client, MARKER, to);
 }
 
 #[test]
