@@ -11,7 +11,7 @@
 //! Nearly every mapping has one peer or a few: up to eight are found by looking at each. Beyond
 //! that an open-addressed index finds them, at most half full, so that a guest port that talks to a
 //! hundred thousand endpoints costs the same per datagram as one that talks to two.
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::limits::UDP_PEERS_MAX;
 
@@ -87,6 +87,17 @@ impl Peers {
     /// What the guest calls the endpoint used last.
     pub fn newest(&self) -> Option<SocketAddr> {
         self.entries.get(usize::from(self.newest)).map(|entry| entry.shown.into())
+    }
+
+    /// What the guest calls an endpoint at this address, among the few used last. For errors that the host's
+    /// own kernel raises: they name no port.
+    pub fn recent_at(&self, ip: IpAddr) -> Option<SocketAddr> {
+        let ip = Endpoint::from(SocketAddr::new(ip, 0)).ip;
+        let newest = self.entries.get(usize::from(self.newest));
+        std::iter::successors(newest, |entry| self.entries.get(usize::from(entry.older)))
+            .take(LINEAR)
+            .find(|entry| entry.host.ip == ip)
+            .map(|entry| entry.shown.into())
     }
 
     fn place(&self, host: &Endpoint) -> Option<u16> {

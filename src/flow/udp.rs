@@ -157,7 +157,12 @@ impl UdpFlow {
     }
 
     fn handle_error(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, error: &DgramError) {
-        let Some(shown) = self.peers.shown(error.to) else {
+        // "Larger than the MTU of our own link" carries the peer of the socket, and this one has none.
+        let shown = match error.to.port() {
+            0 => self.peers.recent_at(error.to.ip()),
+            _ => self.peers.shown(error.to),
+        };
+        let Some(shown) = shown else {
             return ctx.stats.drop(Drop::Unsolicited);
         };
         let Some(why) = icmp::translate(error) else { return };
@@ -453,6 +458,15 @@ mod tests {
         // About an endpoint that the guest has not sent to.
         bed.event(error("198.51.100.9:9", (3, 3), "198.51.100.9"));
         assert!(bed.written().is_none());
+        // Our own kernel names no port: the peer that this is about is found by its address.
+        for (to, told) in [("198.51.100.7:0", true), ("198.51.100.9:0", false)] {
+            bed.event(error(to, (3, 4), "198.51.100.7"));
+            let quoted = bed.written().map(|slot| {
+                let message = &slot.bytes()[ip(&slot).start..];
+                <[u8; 2]>::try_from(&message[30..32]).unwrap()
+            });
+            assert_eq!(quoted, told.then_some([0, 9]), "{to}");
+        }
     }
 
     #[test]

@@ -144,7 +144,9 @@ impl Stack {
             else {
                 return;
             };
-            (slot, ip) = (whole, whole_ip);
+            // What the guest has cut may be cut again, also where IPv6 says "don't" (frame::parse): a guest
+            // with a large MTU cuts when it has learned the path's.
+            (slot, ip) = (whole, Ip { df: false, ..whole_ip });
         }
         match ip.proto {
             IpProtocol::Tcp => self.handle_tcp(slot, parsed, &ip, now),
