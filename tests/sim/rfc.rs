@@ -1,6 +1,8 @@
 //! TCP towards the guest against the RFCs, one packet trace each. The guest's numbers begin at 1001.
 
 use ringtap::flow::{Action, Errno, Event, Received};
+use ringtap::limits::BLOCKS_RESERVED;
+use ringtap::stats::Drop;
 
 use crate::trace::{Seg, Trace, ack, data, fin, rst, rst_ack, syn, syn_ack};
 
@@ -562,4 +564,75 @@ fn unacknowledged_bytes_leave_the_large_slots() {
     assert_eq!(t.stack.pools().large.lent(), 0);
     t.wait(200);
     assert!(t.next().len < 5000, "one small slot at a time");
+}
+
+/// At the bound of all backlogs, and only there, what the window let in is dropped: it was never here, its FIN
+/// neither, and the guest sends it again.
+#[test]
+fn full_backlog_forgets_and_takes_again() {
+    let (mut t, ours) = Trace::open();
+    t.forget();
+    let pool = t.stack.pools().small.clone();
+    let mut all = Vec::new();
+    while pool.available() > BLOCKS_RESERVED + 1 {
+        all.push(pool.take().unwrap());
+    }
+    t.send(data(1001, ours, 6000));
+    t.sent(0);
+    t.send(data(7001, ours, 100).fin());
+    t.wait(60);
+    // One block was left.
+    let last = t.segments().pop().unwrap();
+    assert_eq!(last, ack(ours, 1001 + 4096));
+    assert_eq!(t.stack.stats().dropped(Drop::BacklogFull), 1);
+    assert_eq!(t.stack.pools().large.lent(), 0);
+    all.clear();
+    t.send(data(1001 + 4096, ours, 2004).fin());
+    t.wait(60);
+    assert_eq!(t.segments().pop().unwrap(), ack(ours, 7102));
+    t.forget();
+    t.event(Event::TcpWritable { flow: t.flow });
+    // The full block, then the one that was filling.
+    t.sent(4096);
+    t.sent(2004);
+    assert!(matches!(t.action(), Action::TcpShutdown { .. }));
+}
+
+/// Without a free slot the receive is tried again a little later, and not in a circle.
+#[test]
+fn no_slot_for_what_the_host_sends() {
+    let (mut t, ours) = Trace::open();
+    t.receiving();
+    let pool = t.stack.pools().large.clone();
+    let all: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+    t.event(Event::TcpReceived { flow: t.flow, result: Received::NoBuffer });
+    t.lives();
+    t.forget();
+    t.wait(4);
+    drop(all);
+    t.wait(20);
+    assert!(t.receiving() > 0);
+    t.receive(10);
+    t.expect(data(ours, 1001, 10));
+}
+
+/// The worker may still speak of a socket after the core has closed it.
+#[test]
+fn events_after_the_close() {
+    let (mut t, ours) = Trace::open();
+    t.send(data(1001, ours, 1000));
+    let chain = t.sending();
+    t.send(rst(2001));
+    let flow = t.flow;
+    t.event(Event::TcpSent { flow, chain, result: Ok(1000) });
+    t.event(Event::TcpWritable { flow });
+    t.receive(100);
+    t.event(Event::TcpHangup { flow, errno: Errno(libc::EPIPE) });
+    t.quiet();
+    t.closes(true);
+    // And of one that is gone altogether.
+    t.event(Event::Closed { flow });
+    t.event(Event::TcpReceived { flow, result: Received::Eof });
+    t.quiet();
+    assert_eq!(t.stack.stats().flows, 0);
 }
