@@ -440,6 +440,7 @@ impl Stack {
         };
         // `.3` port 53: the next resolver may know more.
         if result.is_err()
+            && flow.is_connecting()
             && policy::is_dns(&self.net, &key.host())
             && let Some(to) = self.dns.next_after_failure(key.host(), flow.dns_tries())
         {

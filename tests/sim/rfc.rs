@@ -4,6 +4,7 @@ use ringtap::flow::{Action, Errno, Event, Received};
 use ringtap::limits::BLOCKS_RESERVED;
 use ringtap::stats::Drop;
 
+use crate::guest::HOST4;
 use crate::trace::{Seg, Trace, ack, data, fin, rst, rst_ack, syn, syn_ack};
 
 #[test]
@@ -635,4 +636,34 @@ fn events_after_the_close() {
     t.event(Event::TcpReceived { flow, result: Received::Eof });
     t.quiet();
     assert_eq!(t.stack.stats().flows, 0);
+}
+
+/// DNS over TCP tries one resolver after the other; not for a guest that has given up in the same turn.
+#[test]
+fn no_next_resolver_for_a_guest_that_has_left() {
+    let mut t = Trace::new();
+    t.stack.set_resolvers(&[HOST4.into(), [10, 9, 9, 9].into()]);
+    (t.host, t.ports.1) = ([10, 0, 2, 3].into(), 53);
+    t.send(syn(1000));
+    let refused = Err(Errno(libc::ECONNREFUSED));
+    t.connect(refused);
+    t.quiet();
+    let Action::TcpConnect { flow, to } = t.action() else { panic!("no second try") };
+    assert_eq!(to, ([10, 9, 9, 9], 53).into());
+    t.frame(&rst(1001));
+    t.event(Event::TcpConnected { flow, result: refused });
+    assert!(matches!(t.action(), Action::Close { .. }), "and no third connect");
+}
+
+#[test]
+fn every_resolver_refuses() {
+    let mut t = Trace::new();
+    t.stack.set_resolvers(&[HOST4.into(), [10, 9, 9, 9].into()]);
+    (t.host, t.ports.1) = ([10, 0, 2, 3].into(), 53);
+    t.send(syn(1000));
+    t.connect(Err(Errno(libc::ECONNREFUSED)));
+    t.connect(Err(Errno(libc::ECONNREFUSED)));
+    let reset = t.next();
+    assert_eq!(reset, rst_ack(reset.seq, 1001));
+    t.closes(true);
 }

@@ -1,6 +1,7 @@
 //! One connection, segment by segment: what the core does is written down as a packet trace.
 
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 
 use ringtap::arena::{Chain, Pools, Slot};
 use ringtap::config::NetConfig;
@@ -84,7 +85,9 @@ pub struct Trace {
     pub flow: FlowId,
     /// Other flows that were opened.
     pub opened: Vec<FlowId>,
-    ports: (u16, u16),
+    /// Guest's and host's.
+    pub ports: (u16, u16),
+    pub host: Ipv4Addr,
 }
 
 impl Trace {
@@ -100,6 +103,7 @@ impl Trace {
             flow: FlowId { index: 0, generation: 0 },
             opened: Vec::new(),
             ports: (40000, 1000),
+            host: HOST4,
         }
     }
 
@@ -128,7 +132,7 @@ impl Trace {
         self.turn();
     }
 
-    fn frame(&mut self, seg: &Seg) {
+    pub fn frame(&mut self, seg: &Seg) {
         let payload = vec![0; seg.len];
         let repr = TcpRepr {
             src_port: self.ports.0,
@@ -144,7 +148,7 @@ impl Trace {
             timestamp: None,
             payload: &payload,
         };
-        let (src, dst) = (IpAddress::from(GUEST4), IpAddress::from(HOST4));
+        let (src, dst) = (IpAddress::from(GUEST4), IpAddress::from(self.host));
         let mut packet = vec![0; 20 + repr.buffer_len()];
         let total = packet.len() as u16;
         let mut ip = Ipv4Packet::new_unchecked(&mut packet[..]);
@@ -154,7 +158,7 @@ impl Trace {
         ip.set_hop_limit(64);
         ip.set_next_header(smoltcp::wire::IpProtocol::Tcp);
         ip.set_src_addr(GUEST4);
-        ip.set_dst_addr(HOST4);
+        ip.set_dst_addr(self.host);
         repr.emit(
             &mut TcpPacket::new_unchecked(&mut packet[20..]),
             &src,
@@ -238,6 +242,7 @@ impl Trace {
                             self.writes.push_back((flow, slot));
                         }
                     }
+                    Action::DnsUsed => {}
                     action => self.actions.push_back(action),
                 }
             }

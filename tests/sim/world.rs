@@ -217,7 +217,9 @@ impl World {
                 assert!(app.eof, "flow {i}: the guest saw no end");
                 assert_eq!(report.taken, spec.guest_bytes, "flow {i}: bytes to the host");
                 assert!(report.shutdown, "flow {i}: the host saw no end");
-                assert_eq!(report.connects, 1, "flow {i}");
+                // A SYN that comes again after the end opens a connection that the guest resets.
+                let again = self.spec.up.duplicate + self.spec.up.reorder > 0;
+                assert!(report.connects == 1 || again, "flow {i}: connected again");
                 if faultless {
                     assert_eq!(report.ended.map(|e| e.reset), Some(false), "flow {i}: reset");
                 }

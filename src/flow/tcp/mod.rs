@@ -136,6 +136,11 @@ impl TcpFlow {
         }
     }
 
+    /// Whether the host socket still connects, and the guest still wants it.
+    pub fn is_connecting(&self) -> bool {
+        self.phase == Phase::Connecting
+    }
+
     /// Connect attempts so far that failed; counts one more.
     pub fn dns_tries(&mut self) -> u8 {
         self.tries = self.tries.saturating_add(1);
