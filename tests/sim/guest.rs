@@ -22,6 +22,9 @@ pub const HOST6: Ipv6Addr = Ipv6Addr::new(0x2606, 0x2800, 0, 0, 0, 0, 0, 1);
 pub const FROM: u16 = 40000;
 pub const TO: u16 = 1000;
 
+/// How long a guest waits for the ACK of a FIN that crossed the other's.
+const CROSSED: Millis = Millis(100_000);
+
 /// A wire's end in memory, one IP packet at a time.
 #[derive(Debug)]
 pub struct Port {
@@ -97,6 +100,8 @@ pub struct App {
     write_paused: bool,
     read_paused: bool,
     end_at: Option<Time>,
+    /// When its end crossed the other's.
+    crossed: Option<Time>,
     closed: bool,
     pub eof: bool,
     pub outcome: Outcome,
@@ -183,6 +188,7 @@ impl Guest {
                 write_paused: false,
                 read_paused: false,
                 end_at: None,
+                crossed: None,
                 closed: false,
                 eof: false,
                 outcome: Outcome::Open,
@@ -333,6 +339,17 @@ impl App {
             }
             Fate::Lives | Fate::Resets(_) | Fate::Vanishes(_) => {}
         }
+        // smoltcp 0.14 does not send its FIN again when that is lost and the other's has come: such a
+        // guest would half-close for ever. It leaves instead.
+        if socket.state() == State::Closing {
+            let since = *self.crossed.get_or_insert(now);
+            if now >= since + CROSSED {
+                socket.abort();
+                self.spec.guest_fate = Fate::Resets(0);
+                self.outcome = Outcome::Left;
+                return;
+            }
+        }
         self.connected |= socket.may_send();
         while socket.can_send() && self.sent < self.spec.guest_bytes && now >= self.write_at {
             let left = self.spec.guest_bytes - self.sent;
@@ -410,9 +427,8 @@ impl App {
         };
         // A program that could go on at once has done so; only a later time is news.
         let later = |at: Time| (at > now).then_some(at);
-        [fate, later(self.write_at), later(self.read_at), self.end_at.and_then(later)]
-            .into_iter()
-            .flatten()
-            .min()
+        let crossed = self.crossed.map(|at| at + CROSSED);
+        let others = [fate, self.end_at, crossed].into_iter().flatten().filter_map(later).min();
+        [others, later(self.write_at), later(self.read_at)].into_iter().flatten().min()
     }
 }

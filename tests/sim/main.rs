@@ -5,7 +5,7 @@
 //! contract of its seam.
 //!
 //! Each seed is a run: `SIM_SEED=0x51 cargo test --test sim seeds` replays one, `SIM_SEEDS=20000` runs more of
-//! them. What a failing seed was made of is printed; it then goes to `seeds.txt`.
+//! them, `SIM_TRACE=1` prints the segments. What a failing seed was made of is printed; it then goes to `seeds.txt`.
 #![allow(unreachable_pub, reason = "nothing lies outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(missing_docs, reason = "the fields are the scenario's words")]
