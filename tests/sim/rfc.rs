@@ -493,7 +493,9 @@ fn guest_that_is_gone_after_its_end() {
     assert_eq!(t.segments().last().unwrap(), &ack(ours, 2002));
     t.receive(10);
     t.expect(data(ours, 2002, 10));
+    assert_eq!(t.stack.pools().large.lent(), 1, "for the guest, until it acknowledges");
     t.send(rst(2002));
+    assert_eq!(t.stack.pools().large.lent(), 0);
     t.quiet();
     t.lives();
     t.forget();
@@ -607,8 +609,7 @@ fn no_slot_for_what_the_host_sends() {
     let pool = t.stack.pools().large.clone();
     let all: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
     t.event(Event::TcpReceived { flow: t.flow, result: Received::NoBuffer });
-    t.lives();
-    t.forget();
+    t.asks_nothing();
     t.wait(4);
     drop(all);
     t.wait(20);

@@ -384,6 +384,11 @@ impl Trace {
         self.actions.retain(|a| matches!(a, Action::TcpSend { .. } | Action::TcpShutdown { .. }));
     }
 
+    /// The core asks for nothing.
+    pub fn asks_nothing(&mut self) {
+        assert!(self.actions.is_empty(), "unexpected: {:?}", self.actions);
+    }
+
     /// Forgets what the core has asked for.
     pub fn forget(&mut self) {
         self.actions.clear();
