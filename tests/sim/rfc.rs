@@ -210,6 +210,8 @@ fn zero_window_is_probed_for_as_long_as_the_guest_answers() {
     t.receive(1000);
     t.segments();
     t.send(ack(1001, ours.wrapping_add(1000)).window(0));
+    t.wait(1100);
+    assert_eq!(t.segments().len(), 1, "the first probe comes soon again");
     t.wait(1_000_000);
     assert_eq!(t.segments().last().unwrap(), &rst_ack(ours.wrapping_add(1000), 1001));
     t.closes(true);
