@@ -670,3 +670,31 @@ fn every_resolver_refuses() {
     assert_eq!(reset, rst_ack(reset.seq, 1001));
     t.closes(true);
 }
+
+/// A frame as full as it may be, of whole segments: also where one segment nearly fills it.
+#[test]
+fn receives_are_for_whole_segments() {
+    for (mtu, mss, most) in [
+        (1500, 1460, 44 * 1460),
+        (1500, 9000, 44 * 1460),
+        (1500, 536, 122 * 536),
+        (9000, 8960, 7 * 8960),
+        (65520, 65480, 65480),
+        (65520, 65495, 65480),
+    ] {
+        let (mut t, _) = Trace::with_mtu(mtu).shake_hands(Seg { mss: Some(mss), ..syn(1000) });
+        assert_eq!(t.receiving(), most, "MTU {mtu}, MSS {mss}");
+    }
+}
+
+/// Silly windows (RFC 9293 section 3.8.6.2.1): less than a segment only when nothing is under way.
+#[test]
+fn small_windows_are_filled_one_at_a_time() {
+    let (mut t, ours) = Trace::open_with(Seg { scale: None, ..syn(1000).window(100) });
+    assert_eq!(t.receiving(), 100);
+    t.receive(60);
+    t.expect(data(ours, 1001, 60));
+    assert!(matches!(t.action(), Action::TcpPollError { .. }), "40 more are not worth a segment");
+    t.send(ack(1001, ours.wrapping_add(60)).window(100));
+    assert_eq!(t.receiving(), 100);
+}

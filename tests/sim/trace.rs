@@ -92,7 +92,12 @@ pub struct Trace {
 
 impl Trace {
     pub fn new() -> Self {
-        let stack = Stack::new(NetConfig::native(), Pools::new().unwrap(), [3, 4], Time(1000));
+        Self::with_mtu(1500)
+    }
+
+    pub fn with_mtu(mtu: u16) -> Self {
+        let net = NetConfig { mtu, ..NetConfig::native() };
+        let stack = Stack::new(net, Pools::new().unwrap(), [3, 4], Time(1000));
         Self {
             stack,
             now: Time(1000),
@@ -114,7 +119,12 @@ impl Trace {
 
     /// The same after this SYN, which has number 1000.
     pub fn open_with(syn: Seg) -> (Self, u32) {
-        let mut t = Self::new();
+        Self::new().shake_hands(syn)
+    }
+
+    /// Opens the connection.
+    pub fn shake_hands(self, syn: Seg) -> (Self, u32) {
+        let mut t = self;
         let window = syn.window;
         t.send(syn);
         t.connect(Ok(()));
