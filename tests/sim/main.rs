@@ -5,7 +5,8 @@
 //! contract of its seam.
 //!
 //! Each seed is a run: `SIM_SEED=0x51 cargo test --test sim seeds` replays one, `SIM_SEEDS=20000` runs more of
-//! them, `SIM_TRACE=1` prints the segments. What a failing seed was made of is printed; it then goes to `seeds.txt`.
+//! them (from `SIM_FIRST` on), `SIM_TRACE=1` prints the segments. What a failing seed was made of is printed; it
+//! then goes to `seeds.txt`.
 #![allow(unreachable_pub, reason = "nothing lies outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(missing_docs, reason = "the fields are the scenario's words")]
@@ -64,7 +65,9 @@ fn seeds() {
         return;
     }
     let kept = include_str!("seeds.txt").lines().filter(|l| !l.starts_with('#'));
-    let seeds = kept.map(number).chain(0..from_env("SIM_SEEDS").unwrap_or(SEEDS));
+    let first = from_env("SIM_FIRST").unwrap_or(0);
+    let count = from_env("SIM_SEEDS").unwrap_or(SEEDS);
+    let seeds = kept.map(number).chain(first..first + count);
     let mut failed = Vec::new();
     for seed in seeds {
         if !holds(seed, &pools) {
