@@ -5,6 +5,7 @@ use std::io;
 use io_uring::cqueue;
 
 use super::Worker;
+use super::sock::Watch;
 use super::token::{Op, Token};
 use crate::flow::{Errno, Event, FlowId, Received};
 use crate::limits::VNET_LEN;
@@ -21,10 +22,7 @@ impl Worker {
                 self.handle_requests();
                 self.arm_bell()
             }
-            Some(Token::Sock(op, flow)) => {
-                self.sock_op(op, flow, result, flags);
-                Ok(())
-            }
+            Some(Token::Sock(op, flow)) => self.sock_op(op, flow, result, flags),
             Some(Token::DgramSend { index, part }) => {
                 self.dgram_sent(index, part, result);
                 Ok(())
@@ -69,18 +67,19 @@ impl Worker {
         Ok(())
     }
 
-    fn sock_op(&mut self, op: Op, flow: FlowId, result: i32, flags: u32) {
+    fn sock_op(&mut self, op: Op, flow: FlowId, result: i32, flags: u32) -> io::Result<()> {
         if matches!(op, Op::Data | Op::ErrQueue) {
-            return self.dgram_op(op, flow, result, flags);
+            self.dgram_op(op, flow, result, flags);
+            return Ok(());
         }
         // A receive's slot is taken in any case, or the ring would lose it.
         let slot = cqueue::buffer_select(flags).and_then(|bid| match op {
             Op::Recv => self.from_host.take(bid, result.max(0) as usize),
             _ => None,
         });
-        let Some(Some(sock)) = self.socks.get_mut(flow.index as usize) else { return };
+        let Some(Some(sock)) = self.socks.get_mut(flow.index as usize) else { return Ok(()) };
         if sock.generation != flow.generation {
-            return;
+            return Ok(());
         }
         if !cqueue::more(flags) {
             sock.end(op);
@@ -92,7 +91,7 @@ impl Worker {
                 if sock.quiet() {
                     self.finish_close(flow);
                 }
-                return;
+                return Ok(());
             }
             let errno = Errno(-result);
             let event = match op {
@@ -100,8 +99,13 @@ impl Worker {
                     let result = if result < 0 { Err(errno) } else { sock.connected() };
                     Event::TcpConnected { flow, result }
                 }
-                Op::PollOut => Event::TcpWritable { flow },
-                Op::PollError => Event::TcpHangup { flow, errno: Errno(sock.error()) },
+                Op::PollOut => return self.polled_out(flow, result, flags),
+                Op::PollError => match sock.error() {
+                    // The host's FIN: no failure, and not the end of the watch.
+                    0 if cqueue::more(flags) => return Ok(()),
+                    0 if result >= 0 => return self.poll_error(flow),
+                    errno => Event::TcpHangup { flow, errno: Errno(errno) },
+                },
                 Op::Recv => {
                     let result = match (result, slot) {
                         (1.., Some(slot)) => {
@@ -115,16 +119,17 @@ impl Worker {
                     };
                     Event::TcpReceived { flow, result }
                 }
-                Op::Send | Op::Data | Op::ErrQueue => return,
+                Op::Send | Op::Data | Op::ErrQueue => return Ok(()),
             };
-            return self.stack.handle_event(event, self.now);
+            self.stack.handle_event(event, self.now);
+            return Ok(());
         }
         if sock.closing {
             drop(chain);
             if sock.quiet() {
                 self.finish_close(flow);
             }
-            return;
+            return Ok(());
         }
         let result = match result {
             0.. => Ok(result as u32),
@@ -134,6 +139,28 @@ impl Worker {
             },
         };
         self.stack.handle_event(Event::TcpSent { flow, chain, result }, self.now);
+        Ok(())
+    }
+
+    /// A poll for room has said something; of a FIN the core hears elsewhere, and it makes no room.
+    fn polled_out(&mut self, flow: FlowId, result: i32, flags: u32) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        let only_fin = result >= 0
+            && result & i32::from(libc::POLLOUT | libc::POLLERR | libc::POLLHUP | libc::POLLNVAL)
+                == 0;
+        let awaited = matches!(sock.watch, Watch::No | Watch::Awaited);
+        if !cqueue::more(flags) {
+            sock.watch = Watch::No;
+            if only_fin && awaited {
+                return self.watch_out(flow);
+            }
+        } else if !only_fin {
+            sock.watch = if awaited { Watch::Idle } else { Watch::Ready };
+        }
+        if awaited && !only_fin {
+            self.stack.handle_event(Event::TcpWritable { flow }, self.now);
+        }
+        Ok(())
     }
 }
 

@@ -28,8 +28,25 @@ pub(super) struct Sock {
     pub(super) rearm: u8,
     /// What a TCP send in flight carries.
     pub(super) sending: Chain,
+    /// The standing watch for room that takes the place of a poll behind the peer's FIN.
+    pub(super) watch: Watch,
     /// Don't-fragment mode the socket is in, to set it only when it changes.
     pub(super) df: Option<bool>,
+}
+
+/// A multishot poll for room. A one-shot poll also ends for the peer's FIN (the ring asks for `POLLRDHUP`
+/// whether one wants it or not) and would do so again at once, for ever; this one stays, and speaks
+/// only when something changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// There is none: polls are one-shot.
+    No,
+    /// The core waits for room.
+    Awaited,
+    /// Nobody waits.
+    Idle,
+    /// Nobody waits, and there has been room since the core last waited.
+    Ready,
 }
 
 impl Sock {
@@ -42,6 +59,7 @@ impl Sock {
             closing: false,
             rearm: 0,
             sending: Chain::new(),
+            watch: Watch::No,
             df: None,
         }
     }
@@ -57,6 +75,11 @@ impl Sock {
 
     pub(super) fn end(&mut self, op: Op) {
         self.ops &= !(op as u8);
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_flight(&self, op: Op) -> bool {
+        self.ops & op as u8 != 0
     }
 
     /// Whether nothing is in flight.

@@ -10,7 +10,7 @@ use io_uring::{opcode, types};
 use socket2::SockAddr;
 
 use super::cmsg::SEND_CONTROL;
-use super::sock::{self, Sock};
+use super::sock::{self, Sock, Watch};
 use super::token::{Op, Token};
 use super::{Notice, Worker};
 use crate::arena::{Chain, Slot};
@@ -74,9 +74,8 @@ impl Worker {
             Action::TapWrite { slot, keep } => self.tap_write(slot, keep),
             Action::TcpConnect { flow, to } => self.tcp_connect(flow, to),
             Action::TcpSend { flow, chain } => self.tcp_send(flow, chain),
-            Action::TcpPollOut { flow } => self.poll(flow, Op::PollOut, libc::POLLOUT as u32),
-            // No events asked for: POLLERR and POLLHUP are always told (poll(2)).
-            Action::TcpPollError { flow } => self.poll(flow, Op::PollError, 0),
+            Action::TcpPollOut { flow } => self.poll_out(flow),
+            Action::TcpPollError { flow } => self.poll_error(flow),
             Action::TcpRecv { flow, max } => self.tcp_recv(flow, max),
             Action::TcpShutdown { flow } => {
                 if let Some(sock) = self.sock(flow) {
@@ -250,10 +249,38 @@ impl Worker {
         unsafe { self.ring.push(&entry) }
     }
 
-    fn poll(&mut self, flow: FlowId, op: Op, events: u32) -> io::Result<()> {
+    fn poll_out(&mut self, flow: FlowId) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        match sock.watch {
+            Watch::No => return self.poll(flow, Op::PollOut, libc::POLLOUT as u32, false),
+            Watch::Awaited | Watch::Idle => sock.watch = Watch::Awaited,
+            // Perhaps before the send that found none; then the next one says so.
+            Watch::Ready => {
+                sock.watch = Watch::Idle;
+                self.stack.handle_event(Event::TcpWritable { flow }, self.now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Watches for room without end, behind the peer's FIN.
+    pub(super) fn watch_out(&mut self, flow: FlowId) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        sock.watch = Watch::Awaited;
+        self.poll(flow, Op::PollOut, libc::POLLOUT as u32, true)
+    }
+
+    /// No events asked for: POLLERR and POLLHUP are always told (poll(2)), and so is POLLRDHUP, which is
+    /// the peer's FIN and no error: hence multishot, to hear of what comes after it.
+    pub(super) fn poll_error(&mut self, flow: FlowId) -> io::Result<()> {
+        self.poll(flow, Op::PollError, 0, true)
+    }
+
+    fn poll(&mut self, flow: FlowId, op: Op, events: u32, multi: bool) -> io::Result<()> {
         let Some(sock) = self.sock(flow) else { return Ok(()) };
         sock.begin(op);
         let entry = opcode::PollAdd::new(types::Fd(sock.raw()), events)
+            .multi(multi)
             .build()
             .user_data(Token::Sock(op, flow).pack());
         // SAFETY: a poll names no memory.
@@ -314,3 +341,6 @@ impl Worker {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
