@@ -210,7 +210,9 @@ impl Stack {
             tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
             return None;
         }
-        let to = match policy::tcp(&self.net, &self.dns, key.host()) {
+        // Not the key's address, in which a mapped one (::ffff:0:0/96) looks like an IPv4 one.
+        let dst = SocketAddr::new(ip.dst, key.host().port());
+        let to = match policy::tcp(&self.net, &self.dns, dst) {
             Verdict::To(to) => to,
             Verdict::Refuse(why) => {
                 ctx.stats.drop(Drop::Forbidden);

@@ -186,6 +186,7 @@ fn embedded(a: Ipv6Addr) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
     use crate::config::{V4Net, V6Net};
+    use crate::stats::Drop;
 
     const NET: Unreachable = Unreachable::Net;
     const HOST: Unreachable = Unreachable::Host;
@@ -258,6 +259,23 @@ mod tests {
                 assert_eq!(both(&net(allowed, true), addr, 80), Verdict::Refuse(NET), "{addr}");
                 assert_eq!(both(&net(allowed, true), addr, 0), Verdict::Refuse(NET), "{addr}");
             }
+        }
+    }
+
+    /// The stack asks by the address that was on the wire: a flow's key holds IPv4 addresses as mapped ones,
+    /// and does not know which it was.
+    #[test]
+    fn no_connection_to_a_mapped_address() {
+        use crate::flow::Action;
+        use crate::stack::testing::{Bed, ipv6};
+        for to in ["::ffff:8.8.8.8", "::ffff:10.0.2.2", "::ffff:10.0.2.3", "::ffff:127.0.0.1"] {
+            let mut bed = Bed::new(net(true, true));
+            let syn = [0x9c, 0x40, 0, 53, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 255, 255, 0, 0, 0, 0];
+            let guest = "fd00::100".parse().unwrap();
+            bed.send(&ipv6(guest, to.parse().unwrap(), 6, 64, &syn));
+            let actions = bed.actions();
+            assert!(!actions.iter().any(|a| matches!(a, Action::TcpConnect { .. })), "{to}");
+            assert_eq!((actions.len(), bed.dropped(Drop::Forbidden)), (1, 1), "{to}: told");
         }
     }
 
