@@ -110,13 +110,17 @@ impl Worker {
         Ok(())
     }
 
-    /// Arms anew what ended in this turn. The ring of buffers has been refilled.
+    /// Arms anew what ended in this turn. The ring of buffers has been refilled. Whoever was fed last goes
+    /// last: a socket with a queue takes every buffer there is as soon as it is armed, and those
+    /// behind it end again with nothing.
     pub(super) fn rearm_dgrams(&mut self) -> io::Result<()> {
-        // Nothing in this loop adds to the list.
-        for at in 0..self.rearm.len() {
-            self.arm_dgram(self.rearm[at])?;
+        let mut rearm = std::mem::take(&mut self.rearm);
+        rearm.sort_unstable_by_key(|&flow| self.sock(flow).map_or(0, |sock| sock.fed));
+        for &flow in &rearm {
+            self.arm_dgram(flow)?;
         }
-        self.rearm.clear();
+        rearm.clear();
+        self.rearm = rearm;
         Ok(())
     }
 
@@ -252,6 +256,8 @@ impl Worker {
             return;
         }
         let Some(mut slot) = slot.filter(|_| !sock.closing) else { return };
+        self.fed += 1;
+        sock.fed = self.fed;
         let event = match op {
             Op::ErrQueue => {
                 cmsg::read_error(slot.bytes()).map(|error| Event::DgramError { flow, error })

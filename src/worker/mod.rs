@@ -173,6 +173,8 @@ struct Worker {
     tap_idle: bool,
     /// Sockets with operations to be armed anew.
     rearm: Vec<FlowId>,
+    /// Datagrams that sockets have brought.
+    fed: u64,
     draining: bool,
     stopped: bool,
 }
@@ -212,6 +214,7 @@ impl Worker {
             ip_id,
             tap_idle: true,
             rearm: Vec::new(),
+            fed: 0,
             draining: false,
             stopped: false,
         };

@@ -26,6 +26,8 @@ pub(super) struct Sock {
     pub(super) closing: bool,
     /// Ops that were asked for but ended for want of a buffer, to be submitted again.
     pub(super) rearm: u8,
+    /// Count of datagrams on all sockets when this one last brought one.
+    pub(super) fed: u64,
     /// What a TCP send in flight carries.
     pub(super) sending: Chain,
     /// The standing watch for room that takes the place of a poll behind the peer's FIN.
@@ -58,6 +60,7 @@ impl Sock {
             sends: 0,
             closing: false,
             rearm: 0,
+            fed: 0,
             sending: Chain::new(),
             watch: Watch::No,
             df: None,

@@ -368,3 +368,36 @@ fn a_burst_beyond_the_buffers_is_not_lost() {
         assert!(packet.udp().2 == vec![i; usize::from(i)], "{i}");
     }
 }
+
+#[test]
+fn a_flooded_mapping_does_not_starve_another() {
+    let Some(mut bed) = Bed::new() else { return };
+    let (flooder, server) = (bed.server(V4.1), bed.server(V4.1));
+    let mut mappings = Vec::new();
+    for (from, to) in [(5000, &flooder), (5001, &server)] {
+        let mut slot = bed.pools.large.take().unwrap();
+        slot.set_range(HEADROOM, 1);
+        build::udp(&mut slot, &bed.out(V4.1, 33, false), from, port(to), 0);
+        bed.guest.send(slot.bytes()).unwrap();
+        mappings.push(bed.hear(to, &mut [0; 10]).1);
+    }
+    let mut bytes = vec![0; SLOT_BYTES];
+    // More than the buffers of a turn are waiting, always.
+    let mut flood = |bed: &mut Bed| {
+        for _ in 0..3 * HOST_SLOTS {
+            let _ = flooder.send_to(b"flood", mappings[0]);
+        }
+        bed.turn(Time(1000));
+        let mut heard = false;
+        while let Ok(n) = bed.guest.recv(&mut bytes) {
+            heard |= bytes[..n].ends_with(b"calm");
+        }
+        heard
+    };
+    for _ in 0..5 {
+        flood(&mut bed);
+    }
+    server.send_to(b"calm", mappings[1]).unwrap();
+    let turns = (1..100).find(|_| flood(&mut bed));
+    assert!(turns.is_some_and(|turns| turns <= 5), "{turns:?}");
+}
