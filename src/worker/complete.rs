@@ -84,6 +84,10 @@ impl Worker {
         if !cqueue::more(flags) {
             sock.end(op);
         }
+        if result > 0 && slot.is_some() {
+            self.fed += 1;
+            sock.fed = self.fed;
+        }
         let chain = std::mem::take(&mut sock.sending);
         if op != Op::Send {
             sock.sending = chain;
@@ -106,6 +110,12 @@ impl Worker {
                     0 if result >= 0 => return self.poll_error(flow),
                     errno => Event::TcpHangup { flow, errno: Errno(errno) },
                 },
+                Op::Recv if result == -libc::ENOBUFS => {
+                    // The core takes it for a receive that waits for data.
+                    sock.hungry = true;
+                    self.hungry.push_back(flow);
+                    return Ok(());
+                }
                 Op::Recv => {
                     let result = match (result, slot) {
                         (1.., Some(slot)) => {
@@ -113,7 +123,7 @@ impl Worker {
                         }
                         (0, _) => Received::Eof,
                         _ => match -result {
-                            libc::ENOBUFS | libc::EAGAIN | libc::EINTR => Received::NoBuffer,
+                            libc::EAGAIN | libc::EINTR => Received::NoBuffer,
                             _ => Received::Failed(errno),
                         },
                     };

@@ -26,6 +26,7 @@ mod sock;
 mod submit;
 mod token;
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -173,7 +174,9 @@ struct Worker {
     tap_idle: bool,
     /// Sockets with operations to be armed anew.
     rearm: Vec<FlowId>,
-    /// Datagrams that sockets have brought.
+    /// Receives that found no buffer, in the order in which they get the next.
+    hungry: VecDeque<FlowId>,
+    /// Count of what sockets have brought, to know who has waited longest.
     fed: u64,
     draining: bool,
     stopped: bool,
@@ -214,6 +217,7 @@ impl Worker {
             ip_id,
             tap_idle: true,
             rearm: Vec::new(),
+            hungry: VecDeque::new(),
             fed: 0,
             draining: false,
             stopped: false,
@@ -239,6 +243,7 @@ impl Worker {
                 self.ring.cancel_all();
                 return Ok(());
             }
+            self.feed_hungry()?;
             self.stack.handle_timeout(self.now);
             while let Some(action) = self.stack.poll_action(self.now) {
                 self.submit(action)?;
@@ -254,6 +259,9 @@ impl Worker {
 
     /// How long the coming turn may wait.
     fn patience(&self) -> Option<Duration> {
+        if !self.hungry.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let due = self.stack.poll_timeout()?;
         Some(Duration::from_millis((due - self.clock()).0))
     }

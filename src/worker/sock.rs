@@ -26,7 +26,11 @@ pub(super) struct Sock {
     pub(super) closing: bool,
     /// Ops that were asked for but ended for want of a buffer, to be submitted again.
     pub(super) rearm: u8,
-    /// Count of datagrams on all sockets when this one last brought one.
+    /// Bytes that the core has asked for last.
+    pub(super) recv_max: u32,
+    /// A receive found no buffer, and waits in the worker's queue.
+    pub(super) hungry: bool,
+    /// Count of what sockets have brought when this one last brought something.
     pub(super) fed: u64,
     /// What a TCP send in flight carries.
     pub(super) sending: Chain,
@@ -60,6 +64,8 @@ impl Sock {
             sends: 0,
             closing: false,
             rearm: 0,
+            recv_max: 0,
+            hungry: false,
             fed: 0,
             sending: Chain::new(),
             watch: Watch::No,
@@ -78,6 +84,11 @@ impl Sock {
 
     pub(super) fn end(&mut self, op: Op) {
         self.ops &= !(op as u8);
+    }
+
+    #[cfg(test)]
+    pub(super) fn receiving(&self) -> bool {
+        self.in_flight(Op::Recv) || self.hungry
     }
 
     #[cfg(test)]

@@ -14,7 +14,7 @@ use super::sock::{self, Sock, Watch};
 use super::token::{Op, Token};
 use super::{Notice, Worker};
 use crate::arena::{Chain, Slot};
-use crate::flow::{Action, Errno, Event, FlowId};
+use crate::flow::{Action, Errno, Event, FlowId, Received};
 use crate::frame::segment::{self, Cutter};
 use crate::limits::{BLOCK_BYTES, BLOCKS_RESERVED, HOST_SLOTS, SEND_SLOTS, TAP_SLOTS, VNET_LEN};
 use crate::stats::Drop;
@@ -237,8 +237,41 @@ impl Worker {
     }
 
     fn tcp_recv(&mut self, flow: FlowId, max: u32) -> io::Result<()> {
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        sock.recv_max = max;
+        self.recv(flow)
+    }
+
+    /// Submits the receives that found no buffer, before the core asks for new ones: first come, first
+    /// served. As many as there can be buffers; the others keep their places, and cost nothing.
+    pub(super) fn feed_hungry(&mut self) -> io::Result<()> {
+        if self.hungry.is_empty() {
+            return Ok(());
+        }
+        // Nothing to be had at all: the core asks again in some time.
+        let none = !self.from_host.refill();
+        let mut left = if none { self.hungry.len() } else { usize::from(HOST_SLOTS) };
+        while left > 0
+            && let Some(flow) = self.hungry.pop_front()
+        {
+            // Closed meanwhile.
+            let Some(sock) = self.sock(flow) else { continue };
+            left -= 1;
+            sock.hungry = false;
+            if none {
+                let event = Event::TcpReceived { flow, result: Received::NoBuffer };
+                self.stack.handle_event(event, self.now);
+            } else {
+                self.recv(flow)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn recv(&mut self, flow: FlowId) -> io::Result<()> {
         let group = self.from_host.group();
         let Some(sock) = self.sock(flow) else { return Ok(()) };
+        let max = sock.recv_max;
         sock.begin(Op::Recv);
         let entry = opcode::Recv::new(types::Fd(sock.raw()), std::ptr::null_mut(), max)
             .buf_group(group)

@@ -102,6 +102,7 @@ impl Bed {
         while let Some(entry) = worker.ring.completion() {
             worker.complete(&entry).unwrap();
         }
+        worker.feed_hungry().unwrap();
         worker.stack.handle_timeout(now);
         while let Some(action) = worker.stack.poll_action(now) {
             worker.submit(action).unwrap();

@@ -54,6 +54,7 @@ impl Bed {
             self.worker.complete(&entry).unwrap();
             count += 1;
         }
+        self.worker.feed_hungry().unwrap();
         self.worker.rearm().unwrap();
         count
     }
@@ -143,4 +144,28 @@ fn a_watched_socket_tells_of_a_reset_after_a_fin() {
     assert_eq!(bed.sock(0).error(), 0, "the error was taken, and told");
     bed.worker.submit(Action::Close { flow: flow(0), reset: false }).unwrap();
     bed.until(|bed| bed.worker.socks[0].is_none());
+}
+
+#[test]
+fn more_receives_than_buffers_all_get_their_turn() {
+    let flows = 4 * u32::from(HOST_SLOTS);
+    let mut bed = Bed::new(flows);
+    for _ in 0..40 {
+        // The core asks in whatever order: the same flow first every time.
+        for index in 0..flows {
+            bed.peers[index as usize].set_nonblocking(true).unwrap();
+            let _ = bed.peers[index as usize].write(&[7; 4096]);
+            if !bed.sock(index).receiving() {
+                bed.worker.submit(Action::TcpRecv { flow: flow(index), max: 1024 }).unwrap();
+            }
+        }
+        bed.turn();
+    }
+    let (fed, now): (Vec<_>, _) = ((0..flows).map(|i| bed.sock(i).fed).collect(), bed.worker.fed);
+    // The last time was within the last round, or the one before.
+    assert!(fed.iter().all(|&last| last != 0 && now - last < 2 * u64::from(flows)), "{fed:?}");
+    for index in 0..flows {
+        bed.worker.submit(Action::Close { flow: flow(index), reset: true }).unwrap();
+    }
+    bed.until(|bed| bed.worker.socks.iter().all(Option::is_none));
 }
