@@ -26,7 +26,9 @@ use crate::arena::Slot;
 use crate::flow::key::FlowKey;
 use crate::flow::{Action, Ctx, DgramEvent, DgramKind, FlowId, SendOpts};
 use crate::frame::{Mac, Pair, build};
-use crate::limits::{DNS_LIFE, DNS_NOTICE, DNS_PENDING_MAX, DNS_RETRY, HEADROOM, RESOLVERS_MAX};
+use crate::limits::{
+    DNS_LIFE, DNS_NOTICE, DNS_PENDING_MAX, DNS_RETRY, HEADROOM, IP_LEN_MAX, RESOLVERS_MAX,
+};
 use crate::stats::Drop;
 use crate::time::Time;
 
@@ -305,6 +307,10 @@ impl DnsFlow {
         let Some(pair) = Pair::new(key.host().ip(), key.guest().ip()) else {
             return;
         };
+        let headers = if key.guest().is_ipv4() { pair.header_len() + 8 } else { 8 };
+        if slot.len() > IP_LEN_MAX - headers {
+            return ctx.stats.drop(Drop::Malformed);
+        }
         if let Some(number) = slot.bytes_mut().first_chunk_mut::<2>() {
             *number = self.guest_number.to_be_bytes();
         }

@@ -408,3 +408,21 @@ fn mangled_queries_are_sent_or_counted() {
             .any(|a| matches!(a, Action::DgramOpen { kind: DgramKind::Dns(_), .. }))
     );
 }
+
+#[test]
+fn an_answer_that_no_datagram_to_the_guest_can_hold_is_dropped() {
+    // From a resolver of the other family: IPv6 carries 20 bytes more than IPv4.
+    for (len, fits) in [(65507, true), (65508, false), (65527, false)] {
+        let mut bed = bed(&[SIX]);
+        let (flow, to, query) = ask(&mut bed, 7);
+        let mut long = answer(&query, 0);
+        long.resize(len, 0);
+        bed.receive(flow, to, &long);
+        let actions = bed.actions();
+        let written = actions.iter().filter(|a| matches!(a, Action::TapWrite { .. })).count();
+        assert_eq!(written, usize::from(fits), "{len}");
+        drop(actions);
+        assert_eq!(bed.dropped(Drop::Malformed), u64::from(!fits), "{len}");
+        assert_eq!(bed.lent(), 0);
+    }
+}
