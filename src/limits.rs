@@ -138,6 +138,11 @@ pub const DHCP_OFFER: Millis = Millis::secs(60);
 /// How long an address is left alone that a client found in use.
 pub const DHCP_DECLINED: Millis = Millis::secs(600);
 
+/// A TAP in use is tried this often again, [`TAP_RETRY`] apart, before it is refused.
+pub const TAP_TRIES: usize = 50;
+/// See [`TAP_TRIES`]. A killed holder lets go within 20 ms; a busy machine takes longer.
+pub const TAP_RETRY: Millis = Millis(10);
+
 /// Drain time after the command of `ringtap run` ends.
 pub const DRAIN: Millis = Millis::secs(5);
 

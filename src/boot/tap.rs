@@ -7,12 +7,14 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::{Context, Failure, sys};
-use crate::limits::VNET_LEN;
+use crate::limits::{TAP_RETRY, TAP_TRIES, VNET_LEN};
 use crate::worker::TapQueue;
 
 /// linux/if_tun.h
@@ -39,9 +41,24 @@ pub(crate) const OFFLOADS: [u32; 5] = [
 /// # Errors
 /// No `/dev/net/tun`, no such right, or a TAP that is in use or of another kind.
 pub fn open(name: &str) -> Result<Vec<TapQueue>, Failure> {
+    // A holder that was killed is gone from the process table before its TAP is free: the kernel tears
+    // down what a ring holds in a work queue of its own.
+    for _ in 0..TAP_TRIES {
+        if let Some(queue) = attempt(name)? {
+            return Ok(vec![queue]);
+        }
+        thread::sleep(Duration::from_millis(TAP_RETRY.0));
+    }
+    attempt(name)?.map(|queue| vec![queue]).ok_or_else(|| in_use(name))
+}
+
+/// `None`: the TAP is in use.
+fn attempt(name: &str) -> Result<Option<TapQueue>, Failure> {
     let fd = open_device()?;
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    refuse_shared(name, 0)?;
+    if is_shared(name, 0)? {
+        return Ok(None);
+    }
     let mut result = sys::tun_attach(fd.as_fd(), name, flags);
     // One that was made with several queues can only be joined so (and the other way round).
     if errno(&result) == Some(libc::EINVAL) {
@@ -49,7 +66,7 @@ pub fn open(name: &str) -> Result<Vec<TapQueue>, Failure> {
     }
     match errno(&result) {
         None => {}
-        Some(libc::EBUSY) => return Err(in_use(name)),
+        Some(libc::EBUSY) => return Ok(None),
         Some(libc::EINVAL) => {
             return Err(Failure::new(format!(
                 "attach to TAP {name}: an interface of this name exists and is no TAP (or one with other flags): choose another name"
@@ -62,8 +79,10 @@ pub fn open(name: &str) -> Result<Vec<TapQueue>, Failure> {
         }
         Some(_) => result.context(|| format!("make TAP {name}"))?,
     }
-    refuse_shared(name, 1)?;
-    Ok(vec![set_up(fd, name)?])
+    if is_shared(name, 1)? {
+        return Ok(None);
+    }
+    set_up(fd, name).map(Some)
 }
 
 /// Takes an open TAP that the caller has made, and a second descriptor of it when it outlives us.
@@ -142,14 +161,11 @@ fn open_device() -> Result<OwnedFd, Failure> {
         .into())
 }
 
-/// Refuses a TAP with more holders than we are.
-fn refuse_shared(name: &str, ours: u32) -> Result<(), Failure> {
+/// Whether a TAP has more holders than we are.
+fn is_shared(name: &str, ours: u32) -> Result<bool, Failure> {
     let any = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
         .context(|| "make a socket")?;
-    match sys::queues_held(any.as_fd(), name) {
-        Some(held) if held > ours => Err(in_use(name)),
-        _ => Ok(()),
-    }
+    Ok(sys::queues_held(any.as_fd(), name).is_some_and(|held| held > ours))
 }
 
 fn in_use(name: &str) -> Failure {
