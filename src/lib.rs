@@ -64,6 +64,7 @@
 #![warn(rustdoc::broken_intra_doc_links)]
 
 pub mod limits;
+pub mod output;
 pub mod config;
 pub mod time;
 pub mod stats;

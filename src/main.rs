@@ -1,6 +1,5 @@
 //! ringtap: command line, boot, workers, control, exit code.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -10,11 +9,12 @@ use ringtap::cli::{self, Command};
 use ringtap::config::{Config, Personality};
 use ringtap::control::{self, End};
 use ringtap::doctor;
+use ringtap::output::{self, print, say, say_error};
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Forward(config, lines)) => {
-            lines.iter().for_each(|line| print(line));
+            lines.iter().for_each(|line| say(line));
             forward(&config)
         }
         Ok(Command::Print(text)) => {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         }
         Err(refusal) => {
             print(&refusal.stdout);
-            print_error(&refusal.stderr);
+            say_error(&refusal.stderr);
             ExitCode::from(refusal.code)
         }
     }
@@ -40,7 +40,9 @@ fn forward(config: &Config) -> ExitCode {
         .compact()
         .without_time()
         .with_target(false)
-        .with_writer(std::io::stderr)
+        .with_writer(output::log)
+        // It would say so on the same stderr.
+        .log_internal_errors(false)
         .with_max_level(config.log_level)
         .finish();
     // Set once, here: it cannot have been set before.
@@ -53,7 +55,7 @@ fn forward(config: &Config) -> ExitCode {
             complain(config, &failure);
             if config.personality == Personality::Slirp4netns {
                 // What it says whenever the guest cannot be had; callers log it.
-                print_error("child failed(1)");
+                say_error("child failed(1)");
             }
             return ExitCode::FAILURE;
         }
@@ -77,8 +79,8 @@ fn forward(config: &Config) -> ExitCode {
 /// Prints a failure as the personality does.
 fn complain(config: &Config, failure: &Failure) {
     match config.personality {
-        Personality::Native => print_error(&format!("ringtap: {failure}")),
-        Personality::Slirp4netns => print_error(&failure.to_string()),
+        Personality::Native => say_error(&format!("ringtap: {failure}")),
+        Personality::Slirp4netns => say_error(&failure.to_string()),
     }
 }
 
@@ -88,20 +90,5 @@ fn raise_descriptor_limit() {
         && soft < hard
     {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-}
-
-/// Prints a text on stdout, if there is one; a reader that has gone is no error.
-fn print(text: &str) {
-    if !text.is_empty() {
-        let mut out = std::io::stdout();
-        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
-    }
-}
-
-/// Prints a line on stderr, if there is one.
-fn print_error(line: &str) {
-    if !line.is_empty() {
-        let _ = writeln!(std::io::stderr(), "{line}");
     }
 }

@@ -15,6 +15,7 @@ use super::pass::{FromChild, Link};
 use super::{Context, Failure, Guest, Life, link, sys, tap};
 use crate::config::{Config, Personality};
 use crate::control::watch;
+use crate::output::say_error;
 use crate::worker::TapQueue;
 
 /// A path that names a network namespace, and which one.
@@ -108,7 +109,7 @@ fn enter(
     if config.personality == Personality::Slirp4netns
         && let Some(queue) = taps.first()
     {
-        eprintln!("received tapfd={}", queue.fd.as_raw_fd());
+        say_error(&format!("received tapfd={}", queue.fd.as_raw_fd()));
     }
     Ok((taps, persistent))
 }
@@ -125,7 +126,7 @@ pub fn make(config: &Config) -> Result<Vec<TapQueue>, Failure> {
     if config.personality == Personality::Slirp4netns
         && let Some(queue) = taps.first()
     {
-        eprintln!("sent tapfd={} for {}", queue.fd.as_raw_fd(), config.tap_name);
+        say_error(&format!("sent tapfd={} for {}", queue.fd.as_raw_fd(), config.tap_name));
     }
     Ok(taps)
 }

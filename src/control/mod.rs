@@ -15,7 +15,7 @@ pub mod resolv;
 pub mod watch;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use crate::boot::pass::FromChild;
 use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, create, sys, tap};
 use crate::config::{Config, Mode, Personality};
 use crate::limits::DRAIN;
+use crate::output::{say, say_error};
 use crate::worker::{Handle, Notice, Request};
 use resolv::Resolvers;
 
@@ -224,7 +225,7 @@ async fn watch(
             result = &mut exit => {
                 result?;
                 if config.personality == Personality::Slirp4netns {
-                    eprintln!("exitfd event\ndo_slirp is exiting");
+                    say_error("exitfd event\ndo_slirp is exiting");
                 }
                 return Ok(End::Code(0));
             }
@@ -375,9 +376,7 @@ fn announce(config: &Config) {
             v4.gateway
         ));
     }
-    // A caller that has closed its end does not want to know.
-    let mut out = io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    say(text.trim_end());
 }
 
 /// One byte and the end of the pipe. slirp4netns ignores errors here: the caller may have gone on.

@@ -17,5 +17,6 @@ mod tcp;
 mod udp;
 
 // The program itself.
+mod callers;
 mod life;
 mod run;

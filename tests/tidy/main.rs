@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module at the root, and the modules of this crate it may use. Leaves first.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("time", &[]),
     ("limits", &["time"]),
     ("stats", &[]),
@@ -18,11 +18,12 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("stack", &["flow", "frame", "arena", "config", "limits", "stats", "time"]),
     ("worker", &["stack", "flow", "frame", "arena", "config", "limits", "stats", "time"]),
     // What follows speaks to workers by messages: it never sees a flow, a frame or a slot.
-    ("boot", &["control", "worker", "config", "limits", "stats", "time"]),
-    ("control", &["boot", "worker", "config", "limits", "stats", "time"]),
+    ("boot", &["control", "worker", "output", "config", "limits", "stats", "time"]),
+    ("control", &["boot", "worker", "output", "config", "limits", "stats", "time"]),
+    ("output", &[]),
     ("cli", &["config", "limits", "worker"]),
     ("doctor", &["boot", "cli", "config", "control", "limits", "worker"]),
-    ("main", &["boot", "cli", "config", "control", "doctor", "limits", "worker"]),
+    ("main", &["boot", "cli", "config", "control", "doctor", "limits", "output", "worker"]),
     ("lib", &[]),
 ];
 
