@@ -8,6 +8,7 @@
 #[allow(dead_code)]
 #[path = "../netns/harness/mod.rs"]
 mod harness;
+mod rootlesskit;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -100,15 +101,7 @@ impl Podman {
 
     /// The programs that serve this bed's containers.
     fn helpers(&self) -> Vec<String> {
-        let name = self.bed.dir.path("bin/slirp4netns").display().to_string();
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            if line.split('\0').next() == Some(&name) {
-                found.push(line.replace('\0', " "));
-            }
-        }
-        found
+        helpers_in(&self.bed)
     }
 }
 
@@ -145,6 +138,19 @@ fn own_etc(dir: &Dir) {
     let _ = fs::remove_file(&resolv);
     fs::copy(dir.path("resolv.conf"), resolv).expect("copy");
     mount::bind(&etc, Path::new("/etc"));
+}
+
+/// The network commands that run in a bed.
+fn helpers_in(bed: &Bed) -> Vec<String> {
+    let name = bed.dir.path("bin/slirp4netns").display().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        if line.split('\0').next() == Some(&name) {
+            found.push(line.replace('\0', " "));
+        }
+    }
+    found
 }
 
 /// A web server with one file of these bytes, for as many requests as come.
