@@ -62,6 +62,8 @@
 //! * There is no global state: a worker owns its flows, and a second worker would share nothing with it.
 //! * `unsafe` lives in few files, listed in `tests/tidy`.
 #![warn(rustdoc::broken_intra_doc_links)]
+// The pages are for those who work on the code: `cargo doc --document-private-items` has what they link to.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod limits;
 pub mod output;
