@@ -50,11 +50,12 @@ impl Place {
 pub fn attach_pid(config: &Config, pid: i32, userns: Option<&Path>) -> Result<Guest, Failure> {
     let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
     let net = open(&path)?;
+    refuse_our_own(&net, &format!("process {pid}"))?;
     // After the namespace was opened and before it is joined: if the process is still alive then, it was
     // this one's namespace.
     let pidfd = sys::pidfd_open(pid).context(|| format!("watch process {pid}"))?;
     let user = match userns {
-        Some(path) => open(path)?,
+        Some(path) => open_user(path)?,
         None => open(&PathBuf::from(format!("/proc/{pid}/ns/user")))?,
     };
     if watch::is_ready(&pidfd) {
@@ -74,8 +75,9 @@ pub fn attach_path(config: &Config, path: &Path, userns: Option<&Path>) -> Resul
         Some(libc::CLONE_NEWNET) => {}
         _ => return Err(Failure::new(format!("{}: not a network namespace", path.display()))),
     }
+    refuse_our_own(&net, &path.display().to_string())?;
     let user = match userns {
-        Some(path) => Some(open(path)?),
+        Some(path) => Some(open_user(path)?),
         // Not one of ours to see: setns will say why.
         None => sys::owner_of(net.as_fd()).ok().map(File::from),
     };
@@ -189,16 +191,53 @@ fn join(path: &Path, net: &File, user: Option<&File>, explicit: bool) -> Result<
     })
 }
 
+/// Refuses the network namespace that our own sockets are in: its traffic would come back to us, and the host
+/// would lose its default route to our TAP.
+fn refuse_our_own(net: &File, named: &str) -> Result<(), Failure> {
+    if !is_own(net, "net") {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{named} is in the network namespace that ringtap itself runs in, the host's: make another first (unshare --user --map-root-user --net), or use ringtap run"
+    )))
+}
+
 /// Joining the user namespace that one is in gives EINVAL.
 fn is_own_user_namespace(user: &File) -> bool {
-    match (user.metadata(), std::fs::metadata("/proc/self/ns/user")) {
+    is_own(user, "user")
+}
+
+/// Whether a namespace is the one of this kind that this process is in.
+fn is_own(namespace: &File, kind: &str) -> bool {
+    match (namespace.metadata(), std::fs::metadata(format!("/proc/self/ns/{kind}"))) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,
     }
 }
 
 fn open(path: &Path) -> Result<File, Failure> {
-    File::open(path).context(|| path.display().to_string())
+    let result = File::open(path);
+    let remedy = match &result {
+        // What `/proc` of a process says (ptrace(2), access mode checking).
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            ": it belongs to another user: run ringtap as that user, or as root"
+        }
+        _ => "",
+    };
+    result
+        .context(|| path.display().to_string())
+        .map_err(|failure| Failure::new(format!("{failure}{remedy}")))
+}
+
+fn open_user(path: &Path) -> Result<File, Failure> {
+    let user = open(path)?;
+    match sys::namespace_kind(user.as_fd()) {
+        Some(libc::CLONE_NEWUSER) => Ok(user),
+        _ => Err(Failure::new(format!(
+            "{}: not a user namespace: give the path of one, such as /proc/PID/ns/user",
+            path.display()
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -210,6 +249,19 @@ mod tests {
         assert_eq!(process_of(Path::new("/proc/812/ns/net")), Some(812));
         assert_eq!(process_of(Path::new("/proc/self/ns/net")), None);
         assert_eq!(process_of(Path::new("/run/netns/a")), None);
+    }
+
+    #[test]
+    fn the_wrong_namespaces_are_refused() {
+        let own = |kind: &str| File::open(format!("/proc/self/ns/{kind}")).unwrap();
+        let failure = refuse_our_own(&own("net"), "process 7").unwrap_err().to_string();
+        assert!(failure.starts_with("process 7 is in") && failure.contains("unshare"), "{failure}");
+        assert_eq!(refuse_our_own(&own("mnt"), "process 7"), Ok(()));
+        assert!(open_user(Path::new("/proc/self/ns/user")).is_ok());
+        for path in ["/proc/self/ns/net", "/proc/self/status"] {
+            let failure = open_user(Path::new(path)).unwrap_err().to_string();
+            assert!(failure.starts_with(&format!("{path}: not a user namespace: ")), "{failure}");
+        }
     }
 
     #[test]
