@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
 
 use super::netns::{self, Place};
-use super::{Context, Failure, Guest, Life, tap};
+use super::{Context, Failure, Guest, Life, sys, tap};
 use crate::config::Config;
 use crate::control::watch;
 
@@ -41,13 +41,33 @@ pub fn boot(config: &Config, path: &Path) -> Result<Guest, Failure> {
     let file = match file {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             return Err(Failure::new(format!(
-                "create {shown}: it exists: choose another path, or remove what is left over there (umount {shown}; rm {shown})"
+                "create {shown}: it exists: choose another path{}",
+                left_over(path)
             )));
         }
         file => file.context(|| format!("create {shown}"))?,
     };
     let below = Place::new(path, &file).context(|| format!("create {shown}"))?;
     keep(config, path, below).inspect_err(|_| drop(fs::remove_file(path)))
+}
+
+/// What to do about something at the path that was left there by one like us, and may be removed.
+fn left_over(path: &Path) -> String {
+    let shown = path.display();
+    // Nobody's data is in a namespace, or in an empty file.
+    let file = File::open(path).ok();
+    let is_namespace = file.as_ref().and_then(|file| sys::namespace_kind(file.as_fd())).is_some();
+    if is_namespace {
+        return format!(
+            ", or, if nobody uses the namespace there, remove it (umount {shown}; rm {shown})"
+        );
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() == 0 => {
+            format!(", or remove the empty file (rm {shown})")
+        }
+        _ => String::new(),
+    }
 }
 
 fn keep(config: &Config, path: &Path, below: Place) -> Result<Guest, Failure> {
@@ -87,4 +107,21 @@ fn refused(path: &Path, e: nix::Error) -> Failure {
         ));
     }
     Failure::new(format!("create {shown}: {}", e.desc()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_leftovers_are_to_be_removed() {
+        let file = std::env::temp_dir().join(format!("ringtap-left-{}", std::process::id()));
+        fs::write(&file, "").unwrap();
+        assert_eq!(left_over(&file), format!(", or remove the empty file (rm {})", file.display()));
+        fs::write(&file, "somebody's").unwrap();
+        assert_eq!(left_over(&file), "");
+        fs::remove_file(&file).unwrap();
+        assert_eq!(left_over(Path::new("/etc")), "");
+        assert!(left_over(Path::new("/proc/self/ns/net")).contains("umount"));
+    }
 }
