@@ -38,6 +38,9 @@ pub const MTU_MIN_V6: u16 = 1280;
 /// Flows of all kinds one worker keeps; each holds one descriptor of the process.
 pub const FLOWS_MAX: u32 = 1 << 16;
 
+/// Descriptors that the process needs beside one for each flow: rings, TAP, logs, resolvers.
+pub const DESCRIPTORS_OWN: u64 = 64;
+
 /// Entries of the submission queue of a worker's ring.
 pub const SQ_ENTRIES: u32 = 1024;
 /// Entries of the completion queue: more than all buffers and a burst of one-shot operations, since

@@ -9,6 +9,7 @@ use ringtap::cli::{self, Command};
 use ringtap::config::{Config, Personality};
 use ringtap::control::{self, End};
 use ringtap::doctor;
+use ringtap::limits::DESCRIPTORS_OWN;
 use ringtap::output::{self, print, say, say_error};
 
 fn main() -> ExitCode {
@@ -47,7 +48,8 @@ fn forward(config: &Config) -> ExitCode {
         .finish();
     // Set once, here: it cannot have been set before.
     let _ = tracing::subscriber::set_global_default(log);
-    let guest = Inherited::take(config)
+    let guest = enough_descriptors()
+        .and_then(|()| Inherited::take(config))
         .and_then(|mut inherited| Ok((boot::boot(config, &mut inherited)?, inherited)));
     let (guest, inherited) = match guest {
         Ok(booted) => booted,
@@ -81,6 +83,16 @@ fn complain(config: &Config, failure: &Failure) {
     match config.personality {
         Personality::Native => say_error(&format!("ringtap: {failure}")),
         Personality::Slirp4netns => say_error(&failure.to_string()),
+    }
+}
+
+/// Refuses a limit under which there would be no flow; some libraries panic without their own descriptors.
+fn enough_descriptors() -> Result<(), Failure> {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((_, hard)) if hard <= DESCRIPTORS_OWN => Err(Failure::new(format!(
+            "the limit on open files is {hard}: ringtap needs {DESCRIPTORS_OWN} and one for each conversation: raise it (ulimit -Hn)"
+        ))),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

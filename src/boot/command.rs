@@ -214,6 +214,9 @@ fn no_namespaces(e: &std::io::Error) -> Failure {
         Errno::ENOSPC | Errno::EUSERS => Failure::new(format!(
             "{line}: the limit is reached: raise sysctl user.max_user_namespaces, user.max_net_namespaces, user.max_mnt_namespaces or user.max_pid_namespaces"
         )),
+        Errno::EAGAIN => Failure::new(format!(
+            "{line}: the limit on this user's processes is reached: end some, or raise it (ulimit -u)"
+        )),
         _ => Failure::new(format!("{line}: {}{}", code.desc(), remedy())),
     }
 }
@@ -414,6 +417,14 @@ mod tests {
             identity("         0       1000          1\n         1     100000      65536\n"),
             "0 0 1\n1 1 65536\n"
         );
+    }
+
+    #[test]
+    fn limits_are_named() {
+        let line = |code| no_namespaces(&std::io::Error::from_raw_os_error(code)).to_string();
+        assert!(line(libc::EAGAIN).contains("ulimit -u"));
+        assert!(line(libc::ENOSPC).contains("user.max_user_namespaces"));
+        assert!(line(libc::EPERM).contains("Operation not permitted"));
     }
 
     #[test]

@@ -72,9 +72,11 @@ async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
     let mut end = None;
     for tap in taps {
         let list = resolvers.list().to_vec();
-        match Handle::spawn(tap, config.net.clone(), list, notify.clone()) {
+        match Handle::spawn(tap, config.net.clone(), list, notify.clone())
+            .context(|| "start forwarding")
+        {
             Ok(handle) => handles.push(handle),
-            Err(e) => end = Some(End::Failed(Failure::new(e.to_string()))),
+            Err(failure) => end = Some(End::Failed(failure)),
         }
     }
     drop(notify);

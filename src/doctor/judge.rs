@@ -6,15 +6,13 @@ use super::facts::{Answer, Facts};
 use super::trial::{OFFLOADS, Trial, Tried};
 use super::{Finding, Verdict};
 use crate::control::resolv::nameservers;
-use crate::limits::FLOWS_MAX;
+use crate::limits::{DESCRIPTORS_OWN, FLOWS_MAX};
 use crate::worker::OLDEST_KERNEL;
 
 /// TCP buffers below this hold a long path back: 4 MiB is 40 ms at 800 Mbit/s.
 const TCP_BUFFER_MIN: u64 = 4 << 20;
 /// The kernel's own default of `net.core.rmem_max` and `wmem_max`: somebody has lowered them.
 const SOCKET_BUFFER_MIN: u64 = 212_992;
-/// Descriptors beside one for each flow: rings, TAP, logs, resolvers.
-const DESCRIPTORS_OWN: u64 = 64;
 /// Fewer namespaces of a kind than this, for all of a user's processes, run out soon.
 const NAMESPACES_MIN: u64 = 64;
 

@@ -40,7 +40,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::FlowId;
-use crate::limits::{HEADROOM, HOST_SLOTS, TAP_SLOTS, VNET_LEN};
+use crate::limits::{
+    BLOCK_BYTES, BLOCKS_MAX, HEADROOM, HOST_SLOTS, SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, VNET_LEN,
+};
 use crate::stack::Stack;
 use crate::stats::Stats;
 use crate::time::Time;
@@ -191,7 +193,7 @@ impl Worker {
         notices: UnboundedSender<Notice>,
     ) -> io::Result<Self> {
         let ring = Ring::new()?;
-        let pools = Pools::new()?;
+        let pools = Pools::new().map_err(no_memory)?;
         let secret = [random()?, random()?];
         let ip_id = random()? as u32;
         let mut stack = Stack::new(net.clone(), pools.clone(), secret, Time(0));
@@ -297,6 +299,17 @@ impl Worker {
 #[expect(clippy::disallowed_methods, reason = "the worker owns the clock")]
 fn start_of_time() -> Instant {
     Instant::now()
+}
+
+/// Says what is short, and what helps.
+fn no_memory(e: io::Error) -> io::Error {
+    let reserved = SLOTS_MAX as usize * SLOT_BYTES + BLOCKS_MAX as usize * BLOCK_BYTES;
+    let line = format!(
+        "reserve {} MiB of address space for buffers: {}: raise the limit (ulimit -v)",
+        reserved >> 20,
+        nix::Error::from_raw(e.raw_os_error().unwrap_or(libc::EIO)).desc()
+    );
+    io::Error::new(e.kind(), line)
 }
 
 /// 64 bits from the system.

@@ -133,11 +133,14 @@ fn explain(e: io::Error) -> io::Error {
         }
         Some(libc::ENOSYS) => "this kernel has no io_uring (or a seccomp profile hides it)",
         Some(libc::EINVAL) => "the kernel is too old for ringtap, which needs 6.7 or newer",
-        Some(libc::ENOMEM) => "the limit of locked memory (ulimit -l) is too low",
+        Some(libc::ENOMEM) => {
+            "the limit of locked memory (ulimit -l) or of address space (ulimit -v) is too low"
+        }
         Some(libc::EMFILE | libc::ENFILE) => "the limit of open files (ulimit -n) is too low",
         _ => "unexpected",
     };
-    io::Error::new(e.kind(), format!("io_uring: {e}: {remedy}"))
+    let cause = nix::Error::from_raw(e.raw_os_error().unwrap_or(libc::EIO)).desc();
+    io::Error::new(e.kind(), format!("io_uring: {cause}: {remedy}"))
 }
 
 /// A ring of provided buffers: slots that the kernel fills as data comes, first in first out.
