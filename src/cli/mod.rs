@@ -16,7 +16,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::config::Config;
 
@@ -70,7 +70,10 @@ fn parse_on(args: &[OsString], host: &dyn Host) -> Result<Command, Refusal> {
 trait Host {
     /// Whether this descriptor is open in our process.
     fn fd_is_open(&self, fd: RawFd) -> bool;
-    /// Whether there is anything at this path (a path that may not be looked at counts as absent).
+    /// Whether this descriptor, which is open, was opened for writing.
+    fn fd_is_writable(&self, fd: RawFd) -> bool;
+    /// Whether there may be anything at this path: one that may not be looked at counts, and boot says what is
+    /// wrong with it.
     fn exists(&self, path: &Path) -> bool;
     /// Every address of every interface, in the kernel's order.
     fn addresses(&self) -> Vec<(String, IpAddr)>;
@@ -80,20 +83,17 @@ trait Host {
 struct ThisHost;
 
 impl Host for ThisHost {
-    #[allow(unsafe_code)]
     fn fd_is_open(&self, fd: RawFd) -> bool {
-        if fd < 0 {
-            return false;
-        }
-        // SAFETY: the number may name no open file at all. It is used for this one F_GETFD only, which
-        // answers EBADF then and touches nothing; it does not outlive the call. `fd` is not -1: tested above.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        fcntl(fd, FcntlArg::F_GETFD).is_ok()
+        status_flags(fd).is_some()
+    }
+
+    fn fd_is_writable(&self, fd: RawFd) -> bool {
+        status_flags(fd).is_some_and(|flags| flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)
     }
 
     fn exists(&self, path: &Path) -> bool {
         // A NUL cannot come in argv; an empty path never exists.
-        !path.as_os_str().as_bytes().is_empty() && path.exists()
+        !path.as_os_str().as_bytes().is_empty() && path.try_exists().unwrap_or(true)
     }
 
     fn addresses(&self) -> Vec<(String, IpAddr)> {
@@ -109,17 +109,33 @@ impl Host for ThisHost {
     }
 }
 
+/// How a descriptor was opened; `None`: it is not open.
+#[allow(unsafe_code)]
+fn status_flags(fd: RawFd) -> Option<OFlag> {
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the number may name no open file at all. It is used for this one F_GETFL only, which answers
+    // EBADF then and touches nothing; it does not outlive the call. `fd` is not -1: tested above.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    fcntl(fd, FcntlArg::F_GETFL).ok().map(OFlag::from_bits_retain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
 
-    /// A machine with descriptors 0 to 5, /proc/self, /run/ns and two interfaces.
+    /// A machine with descriptors 0 to 5, of which 0 can only be read, /proc/self, /run/ns and two interfaces.
     pub(super) struct Fake;
 
     impl Host for Fake {
         fn fd_is_open(&self, fd: RawFd) -> bool {
             (0..=5).contains(&fd)
+        }
+
+        fn fd_is_writable(&self, fd: RawFd) -> bool {
+            (1..=5).contains(&fd)
         }
 
         fn exists(&self, path: &Path) -> bool {
@@ -167,10 +183,13 @@ mod tests {
     fn this_host_answers() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(ThisHost.fd_is_open(file.as_raw_fd()));
+        assert!(!ThisHost.fd_is_writable(file.as_raw_fd()));
+        assert!(ThisHost.fd_is_writable(std::fs::File::create("/dev/null").unwrap().as_raw_fd()));
         assert!(!ThisHost.fd_is_open(-1));
         assert!(!ThisHost.fd_is_open(RawFd::MAX));
         assert!(ThisHost.exists(Path::new("/proc/self")));
         assert!(!ThisHost.exists(Path::new("")));
+        assert!(!ThisHost.exists(Path::new("/nonexistent/file")));
         // Loopback may be down in a bare namespace, so only the shape is checked.
         assert!(ThisHost.addresses().iter().all(|(name, _)| !name.is_empty()));
     }

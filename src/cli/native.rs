@@ -266,7 +266,9 @@ impl Typed {
             "userns" => take()
                 .and_then(|t| existing(&t, "a user namespace, such as /proc/PID/ns/user", host))
                 .map(|v| self.userns = Some(v)),
-            "ready-fd" => take().and_then(|t| open_fd(&t, host)).map(|v| self.ready_fd = Some(v)),
+            "ready-fd" => {
+                take().and_then(|t| writable_fd(&t, host)).map(|v| self.ready_fd = Some(v))
+            }
             "exit-fd" => take().and_then(|t| open_fd(&t, host)).map(|v| self.exit_fd = Some(v)),
             "pid-file" => take().and_then(|t| new_file(&t)).map(|v| self.pid_file = Some(v)),
             _ => Err("is in no list of options here".to_owned()),
@@ -329,6 +331,9 @@ impl Typed {
 
     fn mode(&self, verb: Verb, host: &dyn Host) -> Result<Mode, Refusal> {
         if verb == Verb::Run {
+            if self.operands.first().is_some_and(|command| command.is_empty()) {
+                return refuse("run: the command is empty; leave it out to get a shell");
+            }
             return Ok(Mode::Run { cmd: self.operands.clone(), keep_uid: self.keep_uid });
         }
         let [operand] = self.operands.as_slice() else {
@@ -345,6 +350,8 @@ impl Typed {
             return refuse(format!("{}: the path is empty", verb.name()));
         }
         if verb == Verb::Create {
+            new_file(&operand.to_string_lossy())
+                .map_err(|why| refusal(format!("create {}: {why}", operand.to_string_lossy())))?;
             return Ok(Mode::Create(operand.into()));
         }
         let target = target(operand, self.userns.clone(), host)
@@ -434,7 +441,8 @@ fn tap_name(text: &str) -> Checked<String> {
     if value::is_interface_name(text) && text != "lo" {
         Ok(text.to_owned())
     } else {
-        Err("must be 1 to 15 characters without space, '/', ':' or '%', and not lo".to_owned())
+        Err("must be 1 to 15 characters without space, '/', ':' or '%', and not lo, all or default"
+            .to_owned())
     }
 }
 
@@ -469,6 +477,15 @@ fn open_fd(text: &str, host: &dyn Host) -> Checked<RawFd> {
         Ok(fd)
     } else {
         Err("is not open; the caller must pass it on (no close-on-exec)".to_owned())
+    }
+}
+
+fn writable_fd(text: &str, host: &dyn Host) -> Checked<RawFd> {
+    let fd = open_fd(text, host)?;
+    if host.fd_is_writable(fd) {
+        Ok(fd)
+    } else {
+        Err("is open for reading only; pass the end that can be written".to_owned())
     }
 }
 

@@ -91,6 +91,9 @@ pub(super) fn is_interface_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len())
         && name != "."
         && name != ".."
+        // Folders of net.ipv4.conf that are not of one interface.
+        && name != "all"
+        && name != "default"
         && !name.bytes().any(|b| b"/:%".contains(&b) || b.is_ascii_whitespace() || b == 0x0b)
 }
 
@@ -239,9 +242,19 @@ mod tests {
     #[test]
     fn interface_names() {
         assert!(is_interface_name("tap0") && is_interface_name("a23456789012345"));
-        for name in
-            ["", ".", "..", "a234567890123456", "a/b", "a:b", "a b", "a\tb", "a\x0bb", "tap%d"]
-        {
+        for name in [
+            "",
+            ".",
+            "..",
+            "a234567890123456",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\tb",
+            "a\x0bb",
+            "tap%d",
+            "all",
+        ] {
             assert!(!is_interface_name(name), "{name:?}");
         }
     }

@@ -146,7 +146,7 @@ fn refusals_name_option_value_and_remedy() {
         ),
         (
             "ringtap run --tap-name tap%d",
-            "--tap-name tap%d: must be 1 to 15 characters without space, '/', ':' or '%', and not lo",
+            "--tap-name tap%d: must be 1 to 15 characters without space, '/', ':' or '%', and not lo, all or default",
         ),
         (
             "ringtap run --outbound-addr eth1",
@@ -174,6 +174,10 @@ fn refusals_name_option_value_and_remedy() {
         (
             "ringtap attach 42 --ready-fd 9",
             "--ready-fd 9: is not open; the caller must pass it on (no close-on-exec)",
+        ),
+        (
+            "ringtap attach 42 --ready-fd 0",
+            "--ready-fd 0: is open for reading only; pass the end that can be written",
         ),
         (
             "ringtap attach 42 --exit-fd -1",
@@ -206,6 +210,8 @@ fn refusals_name_option_value_and_remedy() {
         ),
         ("ringtap attach ", "attach: the path is empty"),
         ("ringtap create", "create: one PATH is missing; see ringtap create --help"),
+        ("ringtap create a/", "create a/: must be the path of a file"),
+        ("ringtap run --mtu 1500 ", "run: the command is empty; leave it out to get a shell"),
         ("ringtap create a b", "create b: is one too many; it takes one PATH"),
     ] {
         assert_eq!(refused(line), text, "{line}");
