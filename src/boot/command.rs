@@ -13,7 +13,8 @@
 //! orphans, passes signals on, and reports the command's exit code.
 //!
 //! Terminal: the command is in our own process group, so the keyboard's signals reach it and us alike. We ignore
-//! ^C and ^\ (the command decides), and stop with it on ^Z; a shell that we run makes groups of its own.
+//! ^C and ^\ (the command decides), and stop with it on ^Z; a shell that we run makes groups of its own. A command
+//! that stops by itself (a pager, a shell's `suspend`) is seen by its init process, which stops us, too.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
@@ -298,13 +299,13 @@ fn serve(
             return;
         }
     };
-    let mut sigchld = SigSet::empty();
-    sigchld.add(Signal::SIGCHLD);
-    let Ok(children) =
-        SignalFd::with_flags(&sigchld, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+    let wanted: SigSet = [Signal::SIGCHLD, Signal::SIGCONT].into_iter().collect();
+    let Ok(signals) = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
     else {
         return;
     };
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
+    let mut stopped = false;
     // Reports every change of the mount table.
     let mounts = resolv_conf.as_ref().and_then(|_| fs::File::open("/proc/self/mounts").ok());
     let mut alive = true;
@@ -312,7 +313,7 @@ fn serve(
     loop {
         let mut fds = vec![
             PollFd::new(link.as_fd(), PollFlags::POLLIN),
-            PollFd::new(children.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
         fds.extend(mounts.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
         if poll(&mut fds, pause.map_or(PollTimeout::NONE, PollTimeout::from)).is_err() {
@@ -327,14 +328,23 @@ fn serve(
                 Ok(None) | Err(_) => return,
             }
         }
-        while let Ok(Some(_)) = children.read_signal() {}
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        while let Ok(Some(signal)) = signals.read_signal() {
+            if signal.ssi_signo == Signal::SIGCONT as u32 && stopped {
+                let _ = kill(command, Signal::SIGCONT);
+            }
+        }
+        while let Ok(status) = waitpid(None, Some(flags)) {
             if status == WaitStatus::StillAlive {
                 break;
             }
-            if status.pid() == Some(command)
-                && let Some(code) = exit_code(status)
-            {
+            if status.pid() != Some(command) {
+                continue;
+            }
+            if let Some(signal) = job_signal(status) {
+                stopped = signal == Signal::SIGTSTP;
+                let _ = kill(OUR_GROUP, signal);
+            }
+            if alive && let Some(code) = exit_code(status) {
                 alive = false;
                 let _ = link.tell(&FromChild::Ended(code));
             }
@@ -349,6 +359,20 @@ fn serve(
         }
     }
 }
+
+/// What the group that we and our parent are in is told when the command stops or goes on by itself, not by the
+/// keyboard: the shell that started us has to see its job stop. A group without such a shell does not stop
+/// by this signal.
+fn job_signal(status: WaitStatus) -> Option<Signal> {
+    match status {
+        WaitStatus::Stopped(..) => Some(Signal::SIGTSTP),
+        WaitStatus::Continued(_) => Some(Signal::SIGCONT),
+        _ => None,
+    }
+}
+
+/// To kill(2): the sender's group.
+const OUR_GROUP: Pid = Pid::from_raw(0);
 
 /// Becomes the command. Returns the exit code that a shell gives when that fails.
 fn exec(argv: &[CString], mask: &SigSet, own_pids: bool) -> u8 {
@@ -434,7 +458,11 @@ mod tests {
         assert_eq!(exit_code(WaitStatus::Exited(pid, 255)), Some(255));
         assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some(137));
         assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGINT, false)), Some(130));
-        assert_eq!(exit_code(WaitStatus::Stopped(pid, Signal::SIGTSTP)), None);
+        let stopped = WaitStatus::Stopped(pid, Signal::SIGSTOP);
+        assert_eq!(exit_code(stopped), None);
+        assert_eq!(job_signal(stopped), Some(Signal::SIGTSTP));
+        assert_eq!(job_signal(WaitStatus::Continued(pid)), Some(Signal::SIGCONT));
+        assert_eq!(job_signal(WaitStatus::Exited(pid, 0)), None);
     }
 
     #[test]
