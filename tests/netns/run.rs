@@ -261,6 +261,31 @@ fn job_control_works() {
     assert_eq!(proc.wait(PATIENCE).code(), Some(9));
 }
 
+/// A pager on ^Z, or a shell's `suspend`, stops itself alone: the shell outside sees its job stop all the same.
+#[test]
+fn a_command_that_stops_itself() {
+    need!();
+    not_slirp!("has no such command");
+    let bed = Bed::new();
+    let program = crate::harness::ringtap();
+    let shell =
+        bed.host.enter_as(USER, Cmd::new("bash --norc --noprofile -i").env("PS1", "outside> "));
+    let (mut terminal, proc) = Terminal::start(shell);
+    terminal.shows("outside> ");
+    terminal
+        .types(&format!("PS1='in''side> ' {} run bash --norc --noprofile -i\n", program.display()));
+    terminal.shows("inside> ");
+    terminal.types("suspend -f\n");
+    terminal.shows("Stopped");
+    terminal.shows("outside> ");
+    terminal.types("fg\n");
+    terminal.types("echo go''ing; exit 9\n");
+    terminal.shows("going");
+    terminal.shows("outside> ");
+    terminal.types("exit $?\n");
+    assert_eq!(proc.wait(PATIENCE).code(), Some(9));
+}
+
 /// What the host's /etc/resolv.conf may be.
 fn resolv_conf(prepare: fn(&Path, &Dir)) {
     let bed = Bed::with(|dir| {
