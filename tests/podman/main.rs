@@ -5,7 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 // Shared with tests/netns, which needs all of it.
-#[allow(dead_code)]
+#[allow(dead_code, unused_macros, unused_imports)]
 #[path = "../netns/harness/mod.rs"]
 mod harness;
 mod rootlesskit;

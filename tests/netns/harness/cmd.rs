@@ -23,7 +23,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Cmd {
     program: OsString,
     args: Vec<OsString>,
-    arg0: Option<OsString>,
     env: Vec<(OsString, OsString)>,
     steps: Vec<Step>,
     stdin: Option<File>,
@@ -51,7 +50,6 @@ impl Cmd {
         Self {
             program: program.into(),
             args: Vec::new(),
-            arg0: None,
             env: Vec::new(),
             steps: Vec::new(),
             stdin: None,
@@ -68,12 +66,6 @@ impl Cmd {
     /// More arguments, split at blanks.
     pub(crate) fn args(mut self, line: &str) -> Self {
         self.args.extend(line.split_ascii_whitespace().map(OsString::from));
-        self
-    }
-
-    /// The name the program sees as its own.
-    pub(crate) fn arg0(mut self, name: &str) -> Self {
-        self.arg0 = Some(name.into());
         self
     }
 
@@ -125,9 +117,6 @@ impl Cmd {
         let (stdout, stderr) = (memory(), memory());
         let dup = |f: &File| Stdio::from(f.try_clone().expect("duplicate a memory file"));
         let mut cmd = Command::new(&self.program);
-        if let Some(name) = &self.arg0 {
-            cmd.arg0(name);
-        }
         cmd.args(&self.args)
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LC_ALL", "C")

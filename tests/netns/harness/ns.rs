@@ -107,11 +107,6 @@ impl Ns {
         });
     }
 
-    /// Reads a `net/...` sysctl, or any other file below /proc/sys that the namespace decides on.
-    pub(crate) fn read_sysctl(&self, name: &str) -> String {
-        self.within(|| std::fs::read_to_string(format!("/proc/sys/{name}")).expect("a sysctl"))
-    }
-
     /// Carries out lines for `ip -batch`.
     #[track_caller]
     pub(crate) fn ip(&self, lines: &str) {
