@@ -62,3 +62,14 @@ fn an_address_by_router_advertisement() {
             && route.contains("proto ra")
     });
 }
+
+/// What a client of the distribution reads in the advertisement it asks for.
+#[test]
+fn an_advertisement_names_the_resolver() {
+    need!("rdisc6");
+    let (_bed, guest, _proc) = Bed::up(&With::defaults());
+    let text = guest.ns.cmd("rdisc6 -1 -w 5000 tap0").ok();
+    for part in ["fd00::3", "fd00::/64", "1500 bytes", "from fe80::2", "52:55:0A:00:02:02"] {
+        assert!(text.contains(part), "{part} is missing: {text}");
+    }
+}

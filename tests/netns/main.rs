@@ -18,5 +18,6 @@ mod udp;
 
 // The program itself.
 mod callers;
+mod create;
 mod life;
 mod run;
