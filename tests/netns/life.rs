@@ -25,7 +25,6 @@ fn attach(bed: &Bed, guest: &Guest) -> Cmd {
 #[test]
 fn ready_means_ready() {
     need!();
-    not_slirp!("leaves IPv6 to advertisements");
     let (bed, guest, _proc) = Bed::up(&With::mtu(9000));
     // No wait, no second try.
     for family in Family::BOTH {

@@ -244,7 +244,7 @@ fn reset_by_either_side() {
 #[test]
 fn reset_at_zero_window() {
     need!();
-    not_slirp!("does not look at a host socket while the guest's window is closed");
+    not_slirp!("ends with a FIN what the guest has reset");
     let (bed, guest, _proc) = Bed::up(&With::defaults());
     for by_guest in [true, false] {
         let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());

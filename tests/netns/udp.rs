@@ -182,7 +182,6 @@ fn an_error_of_one_peer_is_not_the_others() {
 #[test]
 fn no_way_there() {
     need!();
-    not_slirp!("does not tell of what the host learns later");
     let (_bed, guest, _proc) = Bed::up(&With::defaults());
     for family in Family::BOTH {
         let client = guest.ns.udp(family.any());
