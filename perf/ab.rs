@@ -44,9 +44,7 @@ pub(crate) fn run(a: &Path, b: &Path, options: &Options) -> Res<()> {
         print_pair(pair);
     }
     report::idle_line(&idle);
-    if let Some(file) = &options.json {
-        report::write_json(file, &machine, options, &idle, &series)?;
-    }
+    report::save("ab", &machine, options, &idle, &series)?;
     match series.iter().map(Series::failures).sum::<usize>() {
         0 => Ok(()),
         n => Err(format!("{n} measurements failed (listed above)")),

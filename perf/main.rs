@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench perf -- VERB`. A verb runs *rounds* of *cells*. A cell is one measurement: a fresh bed
 //! of namespaces (`bed`), one forwarder attached to the guest (`rivals`), one load (`load`), and one
-//! JSON object that comes back (`cell`). `report` prints them and `ab` compares two builds.
+//! JSON object that comes back (`cell`). `report` prints them, `ab` compares two builds, `plot`
+//! draws.
 //!
 //! Needs root for the bed; every forwarder runs as an ordinary user in it. Nothing outside the bed is
 //! touched and nothing of it outlives a cell, however this program ends.
@@ -16,6 +17,7 @@ mod bed;
 mod cell;
 mod load;
 mod options;
+mod plot;
 mod proc;
 mod report;
 mod rivals;
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Check => check(),
         Verb::Tcp(options) => tcp(&options),
         Verb::Ab(a, b, options) => ab::run(&a, &b, &options),
+        Verb::Plot(files, out) => plot::files(&files, &out),
     }))
 }
 
@@ -123,9 +126,7 @@ fn tcp(options: &Options) -> Res<()> {
         report::table(block, options);
     }
     report::idle_line(&idle);
-    if let Some(file) = &options.json {
-        report::write_json(file, &machine, options, &idle, &series)?;
-    }
+    report::save("tcp", &machine, options, &idle, &series)?;
     match series.iter().map(Series::failures).sum::<usize>() {
         0 => Ok(()),
         n => Err(format!("{n} of {cells_all} measurements failed (listed above)")),
@@ -159,6 +160,7 @@ fn perf_file(file: &std::path::Path, series: &Series, round: u32) -> PathBuf {
 fn check() -> Res<()> {
     report::self_check()?;
     ab::self_check()?;
+    plot::self_check()?;
     if let Err(why) = need_root() {
         println!("perf: beds not checked: {why}");
         return Ok(());

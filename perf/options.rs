@@ -17,6 +17,7 @@ Usage: cargo bench --bench perf -- VERB [OPTIONS]
 
   tcp          iperf3 through direct veth, ringtap, slirp4netns and pasta, in paired rounds
   ab A B       two ringtap binaries, alternated A B B A
+  plot FILE... pictures (SVG, and PNG by rsvg-convert) of what --json wrote, into --out DIR
 
   --rounds N           rounds (5)
   --secs N             seconds of each stream (5)
@@ -27,6 +28,7 @@ Usage: cargo bench --bench perf -- VERB [OPTIONS]
   --ringtap PATH       the ringtap to measure (the release build of this tree)
   --ringtap-args ARGS  more options for `ringtap attach`, split at blanks
   --json FILE          every number, for machines
+  --plot DIR           pictures, as the verb `plot` draws them
   --perf FILE          `perf record -g` the forwarder; with more than one cell, FILE.NAME.MTU.DIR.ROUND
 ";
 
@@ -40,6 +42,8 @@ pub(crate) enum Verb {
     Tcp(Options),
     /// Two binaries of ringtap.
     Ab(PathBuf, PathBuf, Options),
+    /// Pictures of documents, into a folder.
+    Plot(Vec<PathBuf>, PathBuf),
 }
 
 /// How to do it.
@@ -62,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) ringtap_args: Vec<String>,
     /// Where the numbers go.
     pub(crate) json: Option<PathBuf>,
+    /// Where the pictures go.
+    pub(crate) plot: Option<PathBuf>,
     /// Where the profile goes.
     pub(crate) perf: Option<PathBuf>,
 }
@@ -78,6 +84,7 @@ impl Default for Options {
             ringtap: env!("CARGO_BIN_EXE_ringtap").into(),
             ringtap_args: Vec::new(),
             json: None,
+            plot: None,
             perf: None,
         }
     }
@@ -116,6 +123,7 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     use lexopt::Arg::{Long, Short, Value};
     let mut o = Options::default();
     let mut words = Vec::new();
+    let mut out: Option<PathBuf> = None;
     let mut parser = lexopt::Parser::from_args(args);
     while let Some(arg) = parser.next()? {
         match arg {
@@ -139,12 +147,17 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
                 o.ringtap_args = args.split_whitespace().map(str::to_owned).collect();
             }
             Long("json") => o.json = Some(parser.value()?.into()),
+            Long("plot") => o.plot = Some(parser.value()?.into()),
+            Long("out") => out = Some(parser.value()?.into()),
             Long("perf") => o.perf = Some(parser.value()?.into()),
             Value(word) => words.push(word),
             other => return Err(other.unexpected()),
         }
     }
     let mut words = words.into_iter();
+    if out.is_some() && words.as_slice().first().is_none_or(|verb| verb != "plot") {
+        return Err("--out: for the verb plot only (a measuring verb draws with --plot DIR)".into());
+    }
     match (words.next().and_then(|w| w.into_string().ok()).as_deref(), words.next(), words.next()) {
         (None, ..) => Ok(Verb::Help),
         (Some("tcp"), None, _) => Ok(Verb::Tcp(o)),
@@ -152,6 +165,12 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
             Ok(Verb::Ab(binary("ab", a)?, binary("ab", b)?, o))
         }
         (Some("ab"), ..) => Err("ab: two ringtap binaries are needed: ab A B".into()),
+        (Some("plot"), Some(first), second) => {
+            let files = [first].into_iter().chain(second).chain(words).map(PathBuf::from);
+            let out = out.ok_or("plot: --out DIR is needed")?;
+            Ok(Verb::Plot(files.collect(), out))
+        }
+        (Some("plot"), ..) => Err("plot: a file that --json wrote is needed".into()),
         (Some(verb), ..) => Err(format!("{verb}: no such verb, or too many words after it").into()),
     }
 }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::cell::Direction;
 use crate::options::Options;
 use crate::rivals::version;
-use crate::{Context, IDLE_LEAST, Res};
+use crate::{Context, IDLE_LEAST, Res, plot};
 
 /// What the numbers were taken on.
 pub(crate) struct Machine {
@@ -230,9 +230,9 @@ pub(crate) fn idle_line(idle: &[f64]) {
     }
 }
 
-/// Every number there is.
-pub(crate) fn write_json(
-    file: &PathBuf,
+/// Every number there is, as JSON and as pictures, where these were asked for.
+pub(crate) fn save(
+    verb: &str,
     machine: &Machine,
     options: &Options,
     idle: &[f64],
@@ -250,12 +250,18 @@ pub(crate) fn write_json(
             })
         })
         .collect();
-    let all = json!({
-        "machine": machine.to_json(),
+    let document = json!({
+        "verb": verb, "machine": machine.to_json(),
         "rounds": options.rounds, "secs": options.secs, "streams": options.streams,
         "idle_percent": idle, "series": series,
     });
-    fs::write(file, format!("{all:#}\n")).context(file.display())
+    if let Some(file) = &options.json {
+        fs::write(file, format!("{document:#}\n")).context(file.display())?;
+    }
+    match &options.plot {
+        Some(folder) => plot::draw(&[document], folder),
+        None => Ok(()),
+    }
 }
 
 /// The arithmetic, on numbers known beforehand (`--test`).
