@@ -1,7 +1,7 @@
 //! `create`: a namespace kept at a path, as `ip netns` keeps one.
 
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::Path;
 
 use nix::sys::signal::Signal;
 
@@ -9,7 +9,7 @@ use crate::harness::cmd::{Cmd, PATIENCE, Proc};
 use crate::harness::{Bed, REMOTE4, need, not_slirp, pipe, ringtap};
 
 /// `create` as root in the bed's host, ready.
-fn create(bed: &Bed, path: &PathBuf) -> Proc {
+fn create(bed: &Bed, path: &Path) -> Proc {
     let (mut ready, theirs) = pipe();
     let cmd = Cmd::of(ringtap()).args(&format!("create --ready-fd {}", theirs.as_raw_fd()));
     let mut proc = bed.host.enter(cmd.arg(path)).keep(&theirs).start();
@@ -19,7 +19,7 @@ fn create(bed: &Bed, path: &PathBuf) -> Proc {
 }
 
 /// A program run in the namespace at a path.
-fn inside(bed: &Bed, path: &PathBuf, line: &str) -> String {
+fn inside(bed: &Bed, path: &Path, line: &str) -> String {
     let net = format!("--net={}", path.display());
     bed.host.enter(Cmd::new("nsenter").arg(net).args(line)).ok()
 }
