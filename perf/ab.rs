@@ -1,10 +1,9 @@
 //! Two builds of ringtap on one machine, alternated A B B A so that a drift favours neither.
 
-use std::path::Path;
-
 use crate::cell::Direction;
 use crate::options::Options;
 use crate::report::{Machine, Series, Spread};
+use crate::revision::{self, Build, Named};
 use crate::rivals::{Forwarder, version};
 use crate::{Res, idle_before, need_root, report};
 
@@ -13,15 +12,20 @@ use crate::{Res, idle_before, need_root, report};
 const ROUNDS_LEAST: usize = 5;
 
 /// Measures both and says what the spread allows to say.
-pub(crate) fn run(a: &Path, b: &Path, options: &Options) -> Res<()> {
+pub(crate) fn run(a: &Named, b: &Named, options: &Options) -> Res<()> {
     need_root()?;
     if options.perf.is_some() || !options.only.is_empty() {
         return Err("ab: --perf and --only are for tcp".into());
     }
-    let machine = Machine::look(a);
+    let builds = revision::both(a, b)?;
+    let [a, b] = &builds;
+    let mut machine = Machine::look(&a.path);
+    let fact = |build: &Build| format!("{}, {}", build.what, version(&build.path));
+    machine.add("A", fact(a));
+    machine.add("B", fact(b));
     print!("{machine}");
-    println!("A: {} ({})\nB: {} ({})", a.display(), version(a), b.display(), version(b));
-    let sides = [("A", a), ("B", b)].map(|(l, p)| Forwarder::ringtap(l, p, &options.ringtap_args));
+    let side = |label, build: &Build| Forwarder::ringtap(label, &build.path, &options.ringtap_args);
+    let sides = [side("A", a), side("B", b)];
     let mut series = Vec::new();
     for &mtu in &options.mtus {
         for &direction in &options.directions {

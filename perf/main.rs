@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 mod ab;
+mod all;
 mod bed;
 mod cell;
 mod load;
@@ -20,6 +21,7 @@ mod options;
 mod plot;
 mod proc;
 mod report;
+mod revision;
 mod rivals;
 
 use cell::{Cell, Direction};
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Check => check(),
         Verb::Tcp(options) => tcp(&options),
         Verb::Ab(a, b, options) => ab::run(&a, &b, &options),
+        Verb::All(options, given) => all::run(&options, &given),
         Verb::Plot(files, out) => plot::files(&files, &out),
     }))
 }
@@ -160,6 +163,7 @@ fn perf_file(file: &std::path::Path, series: &Series, round: u32) -> PathBuf {
 fn check() -> Res<()> {
     report::self_check()?;
     ab::self_check()?;
+    all::self_check()?;
     plot::self_check()?;
     if let Err(why) = need_root() {
         println!("perf: beds not checked: {why}");

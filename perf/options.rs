@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use lexopt::ValueExt;
 
 use crate::Res;
+use crate::all;
 use crate::cell::{Cell, Direction};
 use crate::load::Load;
 use crate::report::Series;
+use crate::revision::Named;
 use crate::rivals::Forwarder;
 
 /// `--help`.
@@ -16,7 +18,9 @@ pub(crate) const USAGE: &str = "\
 Usage: cargo bench --bench perf -- VERB [OPTIONS]
 
   tcp          iperf3 through direct veth, ringtap, slirp4netns and pasta, in paired rounds
-  ab A B       two ringtap binaries, alternated A B B A
+  ab A B       two builds of ringtap, alternated A B B A: revisions of git (each built in a
+               checkout of its own, kept in target/ab), or files
+  all          every measurement above but ab, with --rounds 3 --secs 2: one JSON, all pictures
   plot FILE... pictures (SVG, and PNG by rsvg-convert) of what --json wrote, into --out DIR
 
   --rounds N           rounds (5)
@@ -40,8 +44,10 @@ pub(crate) enum Verb {
     Check,
     /// All forwarders.
     Tcp(Options),
-    /// Two binaries of ringtap.
-    Ab(PathBuf, PathBuf, Options),
+    /// Two builds of ringtap.
+    Ab(Named, Named, Options),
+    /// Every measuring verb, and the options for each.
+    All(Options, Vec<OsString>),
     /// Pictures of documents, into a folder.
     Plot(Vec<PathBuf>, PathBuf),
 }
@@ -124,7 +130,7 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     let mut o = Options::default();
     let mut words = Vec::new();
     let mut out: Option<PathBuf> = None;
-    let mut parser = lexopt::Parser::from_args(args);
+    let mut parser = lexopt::Parser::from_args(&args);
     while let Some(arg) = parser.next()? {
         match arg {
             // Cargo adds the first to whatever was asked for; CI adds the second.
@@ -161,10 +167,11 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     match (words.next().and_then(|w| w.into_string().ok()).as_deref(), words.next(), words.next()) {
         (None, ..) => Ok(Verb::Help),
         (Some("tcp"), None, _) => Ok(Verb::Tcp(o)),
+        (Some("all"), None, _) => Ok(Verb::All(o, all::passed_on(&args))),
         (Some("ab"), Some(a), Some(b)) if words.next().is_none() => {
-            Ok(Verb::Ab(binary("ab", a)?, binary("ab", b)?, o))
+            Ok(Verb::Ab(Named::read(&a)?, Named::read(&b)?, o))
         }
-        (Some("ab"), ..) => Err("ab: two ringtap binaries are needed: ab A B".into()),
+        (Some("ab"), ..) => Err("ab: two revisions or files are needed: ab A B".into()),
         (Some("plot"), Some(first), second) => {
             let files = [first].into_iter().chain(second).chain(words).map(PathBuf::from);
             let out = out.ok_or("plot: --out DIR is needed")?;

@@ -53,6 +53,11 @@ impl Machine {
         }
     }
 
+    /// One more fact.
+    pub(crate) fn add(&mut self, key: &'static str, value: String) {
+        self.facts.push((key, value));
+    }
+
     fn to_json(&self) -> Value {
         self.facts
             .iter()

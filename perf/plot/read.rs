@@ -202,8 +202,11 @@ fn notes(documents: &[&Value], forwarders: &[&str]) -> Vec<String> {
     let place =
         [("", "processor"), ("Linux ", "kernel"), ("congestion control: ", "congestion control")];
     let place = place.iter().filter_map(|(what, key)| Some(format!("{what}{}", fact(key)?)));
-    // What a program adds in parentheses, as the path of its file, says nothing to a reader elsewhere.
     let program = |key: &&str| {
+        if ["A", "B"].contains(key) {
+            return Some(format!("{key}: {}", fact(key)?));
+        }
+        // What a program adds in parentheses, as the path of its file, says nothing to a reader elsewhere.
         let version = fact(key)?.split(" (").next()?;
         Some(version.replace(" unknown version,", ","))
     };
