@@ -7,6 +7,11 @@
 #[path = "../tests/zero_copy/driver.rs"]
 mod driver;
 
+// Not public, and without a kernel behind it: its file is part of the bench.
+#[allow(dead_code, unused_imports, reason = "what a bench has no use for")]
+#[path = "../src/worker/token.rs"]
+mod token;
+
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -16,14 +21,17 @@ use ringtap::arena::{Arena, Chain, Pools, Slot};
 use ringtap::config::NetConfig;
 use ringtap::flow::key::{FlowKey, Proto};
 use ringtap::flow::table::Table;
-use ringtap::flow::{Action, Event};
+use ringtap::flow::{Action, Event, FlowId};
 use ringtap::frame::build::{self, Out};
 use ringtap::frame::segment::Cutter;
 use ringtap::frame::{Pair, checksum, parse};
 use ringtap::limits::{HEADROOM, SLOT_BYTES};
 use ringtap::stack::Stack;
 use ringtap::time::Time;
+// As `crate::flow` and `crate::limits` of the token's file.
+use ringtap::{flow, limits};
 use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
+use token::{Op, Token};
 
 fn out() -> Out {
     let pair = Pair::V4(Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(10, 0, 2, 100));
@@ -193,5 +201,17 @@ fn arena(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(core, frame, lookup, stack, udp, arena);
+/// The name of an operation, there and back: each completion pays it once.
+fn token(c: &mut Criterion) {
+    let mut index = 0;
+    c.bench_function("token, packed and unpacked", |b| {
+        b.iter(|| {
+            index = (index + 1) & 0xff_ffff;
+            let token = Token::Sock(Op::Recv, FlowId { index, generation: 7 });
+            Token::unpack(black_box(black_box(token).pack())).unwrap()
+        });
+    });
+}
+
+criterion_group!(core, frame, lookup, stack, udp, arena, token);
 criterion_main!(core);
