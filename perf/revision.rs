@@ -57,7 +57,9 @@ impl Source {
         let hash = git(&["rev-parse", "--verify", "--quiet", &format!("{rev}^{{commit}}")])
             .map_err(|e| format!("ab: {rev} is neither a file nor a revision of git ({e})"))?;
         let subject = git(&["log", "-1", "--format=%h %s", &hash])?;
-        Ok(Self::Commit { hash, what: format!("{rev}: {subject}") })
+        let what =
+            if subject.starts_with(rev.as_str()) { subject } else { format!("{rev}: {subject}") };
+        Ok(Self::Commit { hash, what })
     }
 
     fn build(self) -> Res<Build> {

@@ -203,15 +203,15 @@ fn notes(documents: &[&Value], forwarders: &[&str]) -> Vec<String> {
         [("", "processor"), ("Linux ", "kernel"), ("congestion control: ", "congestion control")];
     let place = place.iter().filter_map(|(what, key)| Some(format!("{what}{}", fact(key)?)));
     let program = |key: &&str| {
-        if ["A", "B"].contains(key) {
-            return Some(format!("{key}: {}", fact(key)?));
-        }
         // What a program adds in parentheses, as the path of its file, says nothing to a reader elsewhere.
         let version = fact(key)?.split(" (").next()?;
         Some(version.replace(" unknown version,", ","))
     };
+    let programs = forwarders.iter().filter(|f| !["A", "B"].contains(f));
     let mut notes = vec![place.collect::<Vec<_>>().join(" \u{b7} ")];
-    notes.push(forwarders.iter().filter_map(program).collect::<Vec<_>>().join(" \u{b7} "));
+    notes.push(programs.filter_map(program).collect::<Vec<_>>().join(" \u{b7} "));
+    // Of two builds.
+    notes.extend(["A", "B"].iter().filter_map(|side| Some(format!("{side}: {}", fact(side)?))));
     for d in documents {
         if let Some(command) = d["machine"]["command"].as_str() {
             notes.push(without_outputs(command));

@@ -88,7 +88,7 @@ pub(super) fn draw(chart: &Chart) -> String {
     let mut y = 44.0;
     text(&mut body, MARGIN, y, &chart.title, Style::new(23.0, INK).bold());
     y += 2.0;
-    for line in wrapped(&chart.subtitle, 13.5) {
+    for line in wrapped(&chart.subtitle, "  \u{b7}  ", 13.5) {
         y += 21.0;
         text(&mut body, MARGIN, y, &line, Style::new(13.5, FAINT));
     }
@@ -104,7 +104,7 @@ pub(super) fn draw(chart: &Chart) -> String {
     y += 16.0;
     rule(&mut body, y);
     y += 4.0;
-    for line in chart.notes.iter().flat_map(|n| wrapped(n, 11.0)) {
+    for line in chart.notes.iter().flat_map(|n| wrapped(n, " ", 11.0)) {
         y += 16.0;
         text(&mut body, MARGIN, y, &line, Style::new(11.0, FAINT));
     }
@@ -317,17 +317,18 @@ fn width(text: &str, size: f64, bold: bool) -> f64 {
     text.chars().count() as f64 * size * if bold { 0.62 } else { 0.56 }
 }
 
-/// Lines that fit, broken at blanks.
-fn wrapped(text: &str, size: f64) -> Vec<String> {
+/// Lines that fit, broken where `between` stands.
+fn wrapped(text: &str, between: &str, size: f64) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in text.split(' ') {
+    for word in text.split(between) {
         let Some(line) = lines.last_mut() else { break };
-        if !line.is_empty() && width(&format!("{line} {word}"), size, false) > WIDTH - 2.0 * MARGIN
+        if !line.is_empty()
+            && width(&format!("{line}{between}{word}"), size, false) > WIDTH - 2.0 * MARGIN
         {
             lines.push(word.to_owned());
         } else {
             if !line.is_empty() {
-                line.push(' ');
+                line.push_str(between);
             }
             line.push_str(word);
         }
