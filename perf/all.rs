@@ -16,7 +16,7 @@ use crate::{Context, Res, need_root, plot};
 const STEPS: &[&str] = &["tcp --streams 1", "tcp --streams 4"];
 
 /// How much of each, where nothing else is asked for: a quarter of an hour, not a day.
-const MODEST: &str = "--rounds 3 --secs 2";
+const MODEST: [[&str; 2]; 2] = [["--rounds", "3"], ["--secs", "2"]];
 
 /// Runs each step as a process of its own, so that each can be repeated alone by the command it is
 /// recorded with, and none takes the others' numbers along when it fails. `given` are the options for
@@ -55,11 +55,13 @@ fn one(step: &str, given: &[OsString]) -> Res<(Option<Value>, bool)> {
     // Its JSON comes through memory: no file is left behind by whatever end.
     let memory: OwnedFd = memfd_create(c"json", MFdFlags::MFD_CLOEXEC).context("memfd")?;
     let file = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+    let (verb, options) = step.split_once(' ').unwrap_or((step, ""));
     let status = Command::new("/proc/self/exe")
-        .args(step.split(' '))
-        .args(MODEST.split(' '))
-        // After ours: of an option that comes twice the last one counts.
+        .arg(verb)
+        .args(modest(given))
         .args(given)
+        // The step's own come later, so they win: they are what makes it this step.
+        .args(options.split_whitespace())
         .args(["--json", &file])
         .stdin(Stdio::null())
         .status()
@@ -67,6 +69,12 @@ fn one(step: &str, given: &[OsString]) -> Res<(Option<Value>, bool)> {
     let text = fs::read_to_string(&file).context("what a step wrote")?;
     let document = if text.is_empty() { None } else { Some(serde_json::from_str(&text)) };
     Ok((document.transpose().context(step)?, status.success()))
+}
+
+/// Those of [`MODEST`] that nobody has given.
+fn modest(given: &[OsString]) -> impl Iterator<Item = &'static str> {
+    let is_given = |option: &str| given.iter().any(|g| g.to_string_lossy().starts_with(option));
+    MODEST.into_iter().filter(move |[option, _]| !is_given(option)).flatten()
 }
 
 /// The options that go to each step: all but the verb and where the results go.
@@ -89,9 +97,10 @@ pub(crate) fn passed_on(args: &[OsString]) -> Vec<OsString> {
 pub(crate) fn self_check() -> Res<()> {
     let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
     let got = passed_on(&words("--bench all --json all --rounds 1 --plot=x --only ringtap"));
-    if got == words("--bench --rounds 1 --only ringtap") {
+    let modest: Vec<_> = modest(&got).collect();
+    if got == words("--bench --rounds 1 --only ringtap") && modest == ["--secs", "2"] {
         Ok(())
     } else {
-        Err(format!("all: passes on {got:?}"))
+        Err(format!("all: passes on {got:?}, adds {modest:?}"))
     }
 }

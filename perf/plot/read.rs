@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::Picture;
-use crate::Res;
 use crate::report::Spread;
+use crate::{IDLE_LEAST, Res};
 
 /// What one picture shows.
 pub(super) struct Chart {
@@ -12,6 +12,8 @@ pub(super) struct Chart {
     pub(super) title: String,
     /// Under it: unit, which way is better, how it was taken.
     pub(super) subtitle: String,
+    /// That the numbers are worth little, and why.
+    pub(super) warning: Option<String>,
     /// Heads of the columns; one without a name when there is nothing to tell apart.
     pub(super) columns: Vec<String>,
     /// Rows of panels.
@@ -123,6 +125,7 @@ pub(super) fn chart(picture: &Picture, documents: &[&Value]) -> Res<Option<Chart
     Ok(Some(Chart {
         title: picture.title.to_owned(),
         subtitle: subtitle(picture, first, &fixed),
+        warning: warning(documents),
         columns,
         rows,
         notes: notes(documents, &forwarders),
@@ -190,9 +193,19 @@ fn subtitle(picture: &Picture, document: &Value, fixed: &[String]) -> String {
     } else {
         "a single round".into()
     };
-    let mut parts = vec![format!("{}, {better}", picture.unit.0), taken];
+    let mut parts = vec![format!("{}, {better}", picture.unit.0)];
     parts.extend(fixed.iter().cloned());
+    parts.push(taken);
     parts.join("  \u{b7}  ")
+}
+
+/// Who sees only the picture has not seen the lab's warning.
+fn warning(documents: &[&Value]) -> Option<String> {
+    let idle = documents.iter().filter_map(|d| d["idle_percent"].as_array()).flatten();
+    let least = idle.filter_map(Value::as_f64).min_by(f64::total_cmp)?;
+    (least < IDLE_LEAST).then(|| {
+        format!("Taken on a busy machine (a round began with {least:.0}% of it idle): noise")
+    })
 }
 
 /// Machine, versions of what is shown, and the commands.
@@ -257,7 +270,7 @@ fn same_machine(first: &Value, documents: &[&Value]) -> Res<()> {
 pub(super) fn self_check() -> Res<()> {
     let series = |forwarder: &str, direction: &str, runs: Value| json!({ "forwarder": forwarder, "mtu": 1500, "direction": direction, "runs": runs });
     let document = json!({
-        "verb": "tcp", "rounds": 3, "streams": 4, "machine": { "command": "perf -- tcp --json x --secs 1" },
+        "verb": "tcp", "rounds": 3, "streams": 4, "idle_percent": [99, 50], "machine": { "command": "perf -- tcp --json x --secs 1" },
         "series": [
             series("direct", "up", json!([{ "gbps": 9.0 }])),
             series("ringtap", "up", json!([{ "gbps": 1.0, "k": 1024 }, { "error": "x" }, { "gbps": 3.0 }])),
@@ -271,7 +284,8 @@ pub(super) fn self_check() -> Res<()> {
     let right = c.columns == ["guest \u{2192} host", "host \u{2192} guest"]
         && c.rows.len() == 1
         && c.rows[0].name.is_empty()
-        && c.subtitle.ends_with("MTU 1500  \u{b7}  4 streams")
+        && c.subtitle.contains("MTU 1500  \u{b7}  4 streams")
+        && c.warning.as_deref().is_some_and(|w| w.contains("50%"))
         && bars[0][1].spread == Some(Spread { median: 4.0, min: 2.0, max: 6.0 })
         && bars[0][1].runs == (2, 3)
         && bars[1][1].spread.is_none()

@@ -92,6 +92,10 @@ pub(super) fn draw(chart: &Chart) -> String {
         y += 21.0;
         text(&mut body, MARGIN, y, &line, Style::new(13.5, FAINT));
     }
+    if let Some(warning) = &chart.warning {
+        y += 21.0;
+        text(&mut body, MARGIN, y, warning, Style::new(13.5, FAILED).bold());
+    }
     if chart.columns.len() > 1 {
         y += 34.0;
         for (i, name) in chart.columns.iter().enumerate() {
@@ -353,6 +357,7 @@ pub(super) fn self_check() -> Res<()> {
     let chart = Chart {
         title: "a < b".into(),
         subtitle: String::new(),
+        warning: None,
         columns: vec![String::new()],
         rows: vec![Row { name: String::new(), panels: vec![panel] }],
         notes: Vec::new(),
