@@ -38,6 +38,12 @@ fn out() -> Out {
     Out { eth_src: [2; 6], eth_dst: [4; 6], pair, ttl: 64, tos: 0, df: true }
 }
 
+/// The same way back.
+fn to_host() -> Out {
+    let pair = Pair::V4(Ipv4Addr::new(10, 0, 2, 100), Ipv4Addr::new(203, 0, 113, 1));
+    Out { eth_src: [4; 6], eth_dst: [2; 6], pair, ..out() }
+}
+
 fn repr() -> TcpRepr<'static> {
     TcpRepr {
         src_port: 80,
@@ -65,8 +71,16 @@ fn frame(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame");
     let mut tcp = payload(LARGEST);
     build::tcp(&mut tcp, &out(), &repr(), MSS as u16);
-    group.bench_function("parse", |b| b.iter(|| parse(black_box(tcp.bytes())).unwrap()));
-    let mut slot = payload(0);
+    let mut slot = payload(1200);
+    build::udp(&mut slot, &out(), 53, 40_000, 0);
+    let mut v6 = payload(1200);
+    let pair = Pair::V6("fd00::1".parse().unwrap(), "fd00::100".parse().unwrap());
+    build::udp(&mut v6, &Out { pair, ..out() }, 53, 40_000, 0);
+    for (name, frame) in [("tcp", tcp.bytes()), ("udp", slot.bytes()), ("udp v6", v6.bytes())] {
+        group.bench_function(BenchmarkId::new("parse", name), |b| {
+            b.iter(|| parse(black_box(frame)).unwrap());
+        });
+    }
     group.bench_function("build tcp", |b| {
         b.iter(|| {
             slot.set_range(HEADROOM, LARGEST);
@@ -138,6 +152,51 @@ fn stack(c: &mut Criterion) {
     group.finish();
 }
 
+/// A connection's whole life without its data: SYN in, connect out; connected, SYN-ACK out; RST in, close
+/// out, closed. It bounds the connections per second that the core can carry.
+fn connection(c: &mut Criterion) {
+    let mut stack = Stack::new(NetConfig::native(), Pools::new().unwrap(), [1, 2], Time(0));
+    let guest = Pools::new().unwrap();
+    let send = |stack: &mut Stack, src_port, control, seq| {
+        let mut slot = guest.large.take().unwrap();
+        slot.set_range(HEADROOM, 0);
+        let repr = TcpRepr {
+            src_port,
+            dst_port: 80,
+            control,
+            seq_number: TcpSeqNumber(seq),
+            ack_number: None,
+            ..repr()
+        };
+        build::tcp(&mut slot, &to_host(), &repr, 0);
+        stack.handle_frame(slot, Time(0));
+    };
+    let turn = |stack: &mut Stack| {
+        stack.handle_timeout(Time(0));
+        let mut last = None;
+        while let Some(action) = stack.poll_action(Time(0)) {
+            last = Some(action);
+        }
+        last.expect("an action")
+    };
+    let mut port = 9999;
+    c.bench_function("stack/connection, opened and reset", |b| {
+        b.iter(|| {
+            port = if port == 60_000 { 10_000 } else { port + 1 };
+            send(&mut stack, port, TcpControl::Syn, 1000);
+            let action = turn(&mut stack);
+            let Action::TcpConnect { flow, .. } = action else { panic!("{action:?}") };
+            stack.handle_event(Event::TcpConnected { flow, result: Ok(()) }, Time(0));
+            let action = turn(&mut stack);
+            assert!(matches!(action, Action::TapWrite { .. }), "{action:?}");
+            send(&mut stack, port, TcpControl::Rst, 1001);
+            let action = turn(&mut stack);
+            assert!(matches!(action, Action::Close { reset: true, .. }), "{action:?}");
+            stack.handle_event(Event::Closed { flow }, Time(0));
+        });
+    });
+}
+
 /// A datagram each way through a mapping that exists.
 fn udp(c: &mut Criterion) {
     let mut group = c.benchmark_group("stack udp");
@@ -147,14 +206,7 @@ fn udp(c: &mut Criterion) {
     let mut send = || {
         let mut slot = pools.large.take().unwrap();
         slot.set_range(HEADROOM, 1200);
-        let pair = Pair::V4(Ipv4Addr::new(10, 0, 2, 100), Ipv4Addr::new(203, 0, 113, 1));
-        build::udp(
-            &mut slot,
-            &Out { eth_src: [4; 6], eth_dst: [2; 6], pair, ..out() },
-            4000,
-            53,
-            0,
-        );
+        build::udp(&mut slot, &to_host(), 4000, 53, 0);
         stack.handle_frame(slot, Time(0));
         let mut sent = None;
         while let Some(action) = stack.poll_action(Time(0)) {
@@ -213,5 +265,5 @@ fn token(c: &mut Criterion) {
     });
 }
 
-criterion_group!(core, frame, lookup, stack, udp, arena, token);
+criterion_group!(core, frame, lookup, stack, connection, udp, arena, token);
 criterion_main!(core);
