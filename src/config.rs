@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::limits::WORKERS_MAX;
+
 /// One run of the program.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -16,6 +18,8 @@ pub struct Config {
     pub net: NetConfig,
     /// Name of the TAP inside the namespace.
     pub tap_name: String,
+    /// Workers wanted, each with a queue of the TAP: 1 to [`WORKERS_MAX`]. A TAP that exists may have but one queue.
+    pub workers: usize,
     /// Bring the interface up with addresses and routes (`-c` of slirp4netns; native: always).
     pub configure: bool,
     /// Gets one byte `'1'` and is closed when the network is ready.
@@ -30,6 +34,12 @@ pub struct Config {
     pub log_level: tracing::Level,
     /// `run`: the resolv.conf of the guest is ours. Off with `--disable-dns`.
     pub write_resolv_conf: bool,
+}
+
+/// Workers when none were asked for: one for each core that this process may use, and that its control group
+/// gives it time for.
+pub fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
 }
 
 /// Whose command line was used.

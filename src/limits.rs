@@ -35,7 +35,21 @@ pub const MTU_MAX: u16 = 65521;
 /// The smallest MTU at which IPv6 works (RFC 8200 section 5).
 pub const MTU_MIN_V6: u16 = 1280;
 
-/// Flows of all kinds one worker keeps; each holds one descriptor of the process.
+/// Workers at most, and so queues of a TAP.
+pub const WORKERS_MAX: usize = 8;
+/// Frames that wait at one worker for being taken over from the others, at most.
+pub const HAND_OVER_FRAMES: usize = 1024;
+/// Bytes of them at most: two full windows of TCP.
+pub const HAND_OVER_BYTES: usize = 2 << 20;
+/// Frames one worker takes over in a turn, so that its own queue is served, too.
+pub const HAND_OVER_TURN: usize = 64;
+/// A worker that gets a connection's first segment leaves the connection to one that has this many fewer.
+pub const PLACE_GAP: u32 = 2;
+/// With as many connections, chance balances workers well enough, and none is moved.
+pub const PLACE_FLOWS: u32 = 64;
+
+/// Flows of all kinds one worker keeps; each holds one descriptor of the process, whose limit all
+/// workers share.
 pub const FLOWS_MAX: u32 = 1 << 16;
 
 /// Descriptors that the process needs beside one for each flow: rings, TAP, logs, resolvers.
@@ -149,6 +163,8 @@ pub const TAP_RETRY: Millis = Millis(10);
 /// Drain time after the command of `ringtap run` ends.
 pub const DRAIN: Millis = Millis::secs(5);
 
+const _: () = assert!(WORKERS_MAX <= 1 << 8);
+const _: () = assert!(HAND_OVER_BYTES > 2 * SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
 const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
 const _: () = assert!(REASSEMBLIES_MAX as u32 + REASSEMBLY_RESERVED < SLOTS_MAX);

@@ -40,10 +40,14 @@ pub enum Drop {
     TapRefused,
     /// A new flow while draining.
     Draining,
+    /// A frame for another worker's flow, while that worker is behind.
+    HandOverFull,
+    /// A frame that was handed over, and whose flow is with a third worker by now.
+    Misplaced,
 }
 
 /// Number of [`Drop`] reasons.
-pub const DROPS: usize = Drop::Draining as usize + 1;
+pub const DROPS: usize = Drop::Misplaced as usize + 1;
 
 /// What one worker has done since it started.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +64,8 @@ pub struct Stats {
     pub copied_bytes: u64,
     /// TCP segments sent to the guest again.
     pub retransmits: u64,
+    /// Frames handed over to another worker.
+    pub handed_over: u64,
     /// Turns of the worker's loop.
     pub turns: u64,
     /// Flows at this moment.

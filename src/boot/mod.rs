@@ -43,7 +43,7 @@ pub use netns::Place;
 /// A guest with a TAP, ready for packets.
 #[derive(Debug)]
 pub struct Guest {
-    /// Its queues; one in this version.
+    /// Its queues, one for each worker.
     pub taps: Vec<TapQueue>,
     /// A second descriptor of a TAP that outlives us, to leave it as it should be: [`tap::leave`].
     pub persistent: Option<OwnedFd>,

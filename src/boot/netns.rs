@@ -121,7 +121,7 @@ fn enter(
 /// # Errors
 /// The step that failed.
 pub fn make(config: &Config) -> Result<Vec<TapQueue>, Failure> {
-    let taps = tap::open(&config.tap_name)?;
+    let taps = tap::open(&config.tap_name, config.workers)?;
     if config.configure {
         link::configure(config)?;
     }

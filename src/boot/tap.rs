@@ -2,7 +2,11 @@
 //!
 //! A TAP with two holders splits the guest's traffic between them without a word, so one that is in use is
 //! refused: the kernel does so for a TAP with one queue (`EBUSY`), and for one with several the count of
-//! held queues tells. A holder that comes after us cannot be detected.
+//! held queues (ethtool channels) tells, before we attach and again after. A holder that comes later is not looked
+//! for: it would take a socket inside the guest and a timer that wakes an idle worker.
+//!
+//! A TAP of our own making has a queue for each worker. One that exists has what its maker gave it: several queues,
+//! of which we take as many, or a single one (RootlessKit), behind which there can be one worker only.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -35,34 +39,42 @@ pub(crate) const OFFLOADS: [u32; 5] = [
     0,
 ];
 
-/// Makes the TAP `name` in the network namespace that this process is in, or attaches to it where it
-/// exists.
+/// Makes the TAP `name` with so many queues in the network namespace that this process is in, or attaches to it
+/// where it exists.
 ///
 /// # Errors
 /// No `/dev/net/tun`, no such right, or a TAP that is in use or of another kind.
-pub fn open(name: &str) -> Result<Vec<TapQueue>, Failure> {
+pub fn open(name: &str, queues: usize) -> Result<Vec<TapQueue>, Failure> {
     // A holder that was killed is gone from the process table before its TAP is free: the kernel tears
     // down what a ring holds in a work queue of its own.
     for _ in 0..TAP_TRIES {
-        if let Some(queue) = attempt(name)? {
-            return Ok(vec![queue]);
+        if let Some(taps) = attempt(name, queues)? {
+            return Ok(taps);
         }
         thread::sleep(Duration::from_millis(TAP_RETRY.0));
     }
-    attempt(name)?.map(|queue| vec![queue]).ok_or_else(|| in_use(name))
+    attempt(name, queues)?.ok_or_else(|| in_use(name))
 }
 
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
 /// `None`: the TAP is in use.
-fn attempt(name: &str) -> Result<Option<TapQueue>, Failure> {
+fn attempt(name: &str, queues: usize) -> Result<Option<Vec<TapQueue>>, Failure> {
     let fd = open_device()?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if is_shared(name, 0)? {
         return Ok(None);
     }
-    let mut result = sys::tun_attach(fd.as_fd(), name, flags);
     // One that was made with several queues can only be joined so (and the other way round).
+    let (wanted, other) = if queues > 1 {
+        (FLAGS | libc::IFF_MULTI_QUEUE, FLAGS)
+    } else {
+        (FLAGS, FLAGS | libc::IFF_MULTI_QUEUE)
+    };
+    let mut flags = wanted;
+    let mut result = sys::tun_attach(fd.as_fd(), name, flags);
     if errno(&result) == Some(libc::EINVAL) {
-        result = sys::tun_attach(fd.as_fd(), name, flags | libc::IFF_MULTI_QUEUE);
+        flags = other;
+        result = sys::tun_attach(fd.as_fd(), name, flags);
     }
     match errno(&result) {
         None => {}
@@ -79,10 +91,28 @@ fn attempt(name: &str) -> Result<Option<TapQueue>, Failure> {
         }
         Some(_) => result.context(|| format!("make TAP {name}"))?,
     }
-    if is_shared(name, 1)? {
+    let mut fds = vec![fd];
+    if queues > 1 && flags & libc::IFF_MULTI_QUEUE == 0 {
+        tracing::info!(
+            "TAP {name} was made with one queue: one worker, and so one core, serves it (of {queues}); for more, let it be made with multi_queue, or by ringtap"
+        );
+    } else {
+        for _ in 1..queues {
+            let fd = open_device()?;
+            sys::tun_attach(fd.as_fd(), name, flags)
+                .context(|| format!("attach to another queue of TAP {name}"))?;
+            fds.push(fd);
+        }
+    }
+    // Another who came between counts us as well: both let go.
+    if is_shared(name, fds.len() as u32)? {
         return Ok(None);
     }
-    set_up(fd, name).map(Some)
+    let vnet = match fds.first() {
+        Some(fd) => set_up(fd.as_fd(), name)?,
+        None => return Ok(None),
+    };
+    Ok(Some(fds.into_iter().map(|fd| TapQueue { fd, vnet }).collect()))
 }
 
 /// Takes an open TAP that the caller has made, and a second descriptor of it when it outlives us.
@@ -97,7 +127,8 @@ pub fn adopt(fd: OwnedFd) -> Result<(TapQueue, Option<OwnedFd>), Failure> {
     }
     // Whether frames come with a `struct tun_pi` (no IFF_NO_PI) cannot be seen: TUNGETIFF reports
     // IFF_NOFILTER in the same bit. slirp4netns wants IFF_NO_PI, too.
-    let queue = set_up(fd, &name)?;
+    let vnet = set_up(fd.as_fd(), &name)?;
+    let queue = TapQueue { fd, vnet };
     let second = persistent(&queue)?;
     Ok((queue, second))
 }
@@ -122,24 +153,23 @@ pub fn leave(tap: BorrowedFd<'_>) {
 }
 
 /// Sees which form the TAP really has (the first holder's flags count, later ones are ignored
-/// without an error) and turns on what it can.
-fn set_up(fd: OwnedFd, name: &str) -> Result<TapQueue, Failure> {
-    let (_, flags) =
-        sys::tun_flags(fd.as_fd()).context(|| format!("ask TAP {name} for its flags"))?;
+/// without an error) and turns on what it can, for all queues at once: offloads and header are the device's.
+/// True: frames carry a virtio header.
+fn set_up(fd: BorrowedFd<'_>, name: &str) -> Result<bool, Failure> {
+    let (_, flags) = sys::tun_flags(fd).context(|| format!("ask TAP {name} for its flags"))?;
     let vnet = flags & libc::IFF_VNET_HDR != 0;
     if !vnet {
         tracing::warn!("TAP {name} has no virtio header: slow");
-        sys::tun_offloads(fd.as_fd(), 0).context(|| format!("turn off offloads of TAP {name}"))?;
-        return Ok(TapQueue { fd, vnet });
+        sys::tun_offloads(fd, 0).context(|| format!("turn off offloads of TAP {name}"))?;
+        return Ok(vnet);
     }
     // The length is the device's, not the descriptor's: an earlier holder may have left another.
-    sys::tun_header_len(fd.as_fd(), VNET_LEN)
-        .context(|| format!("set the virtio header of TAP {name}"))?;
-    let accepted = OFFLOADS.iter().find(|&&o| sys::tun_offloads(fd.as_fd(), o).is_ok());
+    sys::tun_header_len(fd, VNET_LEN).context(|| format!("set the virtio header of TAP {name}"))?;
+    let accepted = OFFLOADS.iter().find(|&&o| sys::tun_offloads(fd, o).is_ok());
     if accepted != OFFLOADS.first() {
         tracing::warn!("TAP {name} takes only offloads {:#x}: slower", accepted.unwrap_or(&0));
     }
-    Ok(TapQueue { fd, vnet })
+    Ok(vnet)
 }
 
 fn open_device() -> Result<OwnedFd, Failure> {

@@ -77,6 +77,8 @@ pub(super) const COMMON: &str = "
                            DNS .3, the guest's own address .100
       --mac MAC            MAC of the guest's interface (random)
       --tap-name NAME      name of the guest's interface (tap0)
+      --workers N          threads that forward, 1 to 8, each with a queue of
+                           the interface (one for each core)
       --no-ipv6            IPv4 only
       --no-dns             no DNS forwarder, and no resolv.conf of ours
       --host-loopback      let the guest reach 127.0.0.1 of this host at the

@@ -13,8 +13,8 @@ use tracing::Level;
 
 use super::value::{self, BadCidr, BadMac};
 use super::{Command, Host, Refusal, help};
-use crate::config::{Config, Mode, NetConfig, Personality, Target, V4Net, V6Net};
-use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6};
+use crate::config::{Config, Mode, NetConfig, Personality, Target, V4Net, V6Net, default_workers};
+use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6, WORKERS_MAX};
 use crate::worker::OLDEST_KERNEL;
 
 /// What refuses an option's value: the reason, without option and value.
@@ -60,6 +60,7 @@ const OPTIONS: &[(&str, &[Verb])] = &[
     ("cidr", EVERY),
     ("mac", EVERY),
     ("tap-name", EVERY),
+    ("workers", EVERY),
     ("no-ipv6", EVERY),
     ("no-dns", EVERY),
     ("host-loopback", EVERY),
@@ -144,6 +145,7 @@ struct Typed {
     v4: V4Net,
     mac: Option<[u8; 6]>,
     tap_name: String,
+    workers: Option<usize>,
     ipv6: bool,
     dns: bool,
     host_loopback: bool,
@@ -171,6 +173,7 @@ impl Typed {
             v4,
             mac: None,
             tap_name: "tap0".to_owned(),
+            workers: None,
             ipv6: true,
             dns: true,
             host_loopback: false,
@@ -255,6 +258,7 @@ impl Typed {
             "mtu" => take().and_then(|t| mtu(&t)).map(|v| self.mtu = v),
             "cidr" => take().and_then(|t| cidr(&t)).map(|v| self.v4 = v),
             "mac" => take().and_then(|t| mac(&t)).map(|v| self.mac = Some(v)),
+            "workers" => take().and_then(|t| workers(&t)).map(|v| self.workers = Some(v)),
             "tap-name" => take().and_then(|t| tap_name(&t)).map(|v| self.tap_name = v),
             "outbound-addr" => {
                 take().and_then(|t| outbound(&t, "IPv4", host)).map(|v| self.outbound_v4 = Some(v))
@@ -319,6 +323,7 @@ impl Typed {
             personality: Personality::Native,
             net,
             tap_name: self.tap_name,
+            workers: self.workers.unwrap_or_else(default_workers),
             configure: self.configure,
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
@@ -407,6 +412,13 @@ fn mtu(text: &str) -> Checked<u16> {
         .ok()
         .filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu))
         .ok_or_else(|| format!("must be from {MTU_MIN} to {MTU_MAX}"))
+}
+
+fn workers(text: &str) -> Checked<usize> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=WORKERS_MAX).contains(n))
+        .ok_or_else(|| format!("must be from 1 to {WORKERS_MAX}"))
 }
 
 fn cidr(text: &str) -> Checked<V4Net> {

@@ -23,7 +23,7 @@ use tracing::Level;
 use super::getopt::{Getopt, Opt};
 use super::value::{self, BadCidr, BadMac};
 use super::{Command, Host, Refusal, help};
-use crate::config::{Config, Mode, NetConfig, Personality, Target, V4Net, V6Net};
+use crate::config::{Config, Mode, NetConfig, Personality, Target, V4Net, V6Net, default_workers};
 use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6};
 
 /// Longest path of a socket, one byte of `sun_path` being the NUL (unix(7)).
@@ -305,6 +305,7 @@ impl Typed {
             personality: Personality::Slirp4netns,
             net,
             tap_name,
+            workers: default_workers(),
             configure: self.configure && !is_tapfd,
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,

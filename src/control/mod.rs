@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! The main thread starts the worker, says that the network is ready in the order that callers rely on (the
+//! The main thread starts the workers, one for each queue of the TAP, says that the network is ready in the order that callers rely on (the
 //! API socket listens, then the ready byte, then the descriptor closes), and waits. The program ends by
 //! the first of: a signal, the exit descriptor, the end of the guest (its process, its path, the command of `run`),
-//! the end of the worker. It then stops the worker, leaves the TAP and the file system as they were, ends the
+//! the end of a worker. It then stops the workers, leaves the TAP and the file system as they were, ends the
 //! guest's processes where they are its own, and exits with the code that the personality gives.
 //!
 //! It runs on `tokio-uring`, and where io_uring is blocked for it on plain tokio: nothing here needs more.
@@ -31,7 +31,8 @@ use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, create, sys, t
 use crate::config::{Config, Mode, Personality};
 use crate::limits::DRAIN;
 use crate::output::{say, say_error};
-use crate::worker::{Handle, Notice, Request};
+use crate::worker::team::Team;
+use crate::worker::{self, Handle, Notice, Request};
 use resolv::Resolvers;
 
 /// How the program ends.
@@ -70,13 +71,24 @@ async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
     let mut resolvers = Resolvers::read();
     let mut handles = Vec::new();
     let mut end = None;
-    for tap in taps {
-        let list = resolvers.list().to_vec();
-        match Handle::spawn(tap, config.net.clone(), list, notify.clone())
-            .context(|| "start forwarding")
-        {
-            Ok(handle) => handles.push(handle),
-            Err(failure) => end = Some(End::Failed(failure)),
+    let secret = worker::random().and_then(|a| Ok([a, worker::random()?]));
+    match secret.context(|| "start forwarding: read /dev/urandom") {
+        Err(failure) => end = Some(End::Failed(failure)),
+        Ok(secret) => {
+            let team = Team::new(taps.len(), secret);
+            for (me, tap) in taps.into_iter().enumerate() {
+                let list = resolvers.list().to_vec();
+                let net = config.net.clone();
+                match Handle::spawn_in(&team, me as u8, tap, net, list, notify.clone())
+                    .context(|| "start forwarding")
+                {
+                    Ok(handle) => handles.push(handle),
+                    Err(failure) => {
+                        end = Some(End::Failed(failure));
+                        break;
+                    }
+                }
+            }
         }
     }
     drop(notify);
@@ -135,8 +147,10 @@ impl Workers<'_> {
             match self.notices.recv().await {
                 Some(Notice::DnsUsed) => self.refresh(),
                 Some(Notice::Drained) => {}
-                Some(Notice::Ended(result)) => return worker_ended(result, life),
-                None => return End::Failed(Failure::new("the worker has ended without a word")),
+                Some(Notice::Ended(who, result)) => {
+                    return worker_ended(who, self.handles.len(), result, life);
+                }
+                None => return End::Failed(Failure::new("all workers have ended without a word")),
             }
         }
     }
@@ -152,7 +166,7 @@ impl Workers<'_> {
                 match self.notices.recv().await {
                     Some(Notice::Drained) => left -= 1,
                     Some(Notice::DnsUsed) => {}
-                    Some(Notice::Ended(_)) | None => return,
+                    Some(Notice::Ended(..)) | None => return,
                 }
             }
         };
@@ -315,8 +329,8 @@ async fn command_over(init: &Init) -> Result<End, Failure> {
     }
 }
 
-/// A worker ends when it is asked to, when the TAP has gone, or when the ring fails.
-fn worker_ended(result: io::Result<()>, life: &Life) -> End {
+/// A worker ends when it is asked to, when the TAP has gone, when the ring fails, or of a panic.
+fn worker_ended(who: u8, of: usize, result: io::Result<()>, life: &Life) -> End {
     // A namespace that ends takes its TAP along; which we hear of first is chance.
     let over = match life {
         Life::Process(pidfd) => watch::is_ready(pidfd),
@@ -325,8 +339,11 @@ fn worker_ended(result: io::Result<()>, life: &Life) -> End {
     };
     match result {
         _ if over => End::Code(0),
-        Ok(()) => End::Failed(Failure::new("the worker has ended")),
-        Err(e) => End::Failed(Failure::new(format!("forwarding has ended: {e}"))),
+        // The others go on without an end; but a queue that nobody reads swallows what it gets.
+        Ok(()) => End::Failed(Failure::new(format!("worker {who} of {of} has ended"))),
+        Err(e) => {
+            End::Failed(Failure::new(format!("forwarding has ended: worker {who} of {of}: {e}")))
+        }
     }
 }
 

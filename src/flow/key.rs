@@ -19,7 +19,7 @@ pub enum Proto {
 }
 
 /// Names a flow. Addresses of both families in 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2).
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     guest: [u8; 16],
     host: [u8; 16],

@@ -124,6 +124,16 @@ pub enum Action {
         /// RST instead of FIN.
         reset: bool,
     },
+    /// Give a frame to another worker, which takes it by `Stack::handle_handed`: the flow is there, or is
+    /// to be. No answer; a worker that is behind loses it (counted).
+    HandOver {
+        /// Which.
+        worker: u8,
+        /// The frame, as it came.
+        slot: Slot,
+        /// It came in fragments.
+        cut: bool,
+    },
     /// A DNS query came: whoever watches resolv.conf may want to look. At most once a second.
     DnsUsed,
 }

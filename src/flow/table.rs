@@ -134,13 +134,13 @@ impl<F> Table<F> {
         })
     }
 
-    /// Takes a living flow's key out of the index; the flow stays.
-    pub fn unhash(&mut self, id: FlowId) {
+    /// Takes a living flow's key out of the index; the flow stays. False: it was not there any more.
+    pub fn unhash(&mut self, id: FlowId) -> bool {
         let Some(entry) = self.entries.get_mut(id.index as usize) else {
-            return;
+            return false;
         };
         if entry.generation != id.generation || !entry.hashed {
-            return;
+            return false;
         }
         entry.hashed = false;
         let hash = entry.hash;
@@ -165,6 +165,7 @@ impl<F> Table<F> {
         }
         self.index[hole] = EMPTY;
         self.hashed -= 1;
+        true
     }
 
     /// Ends a flow and frees its place; its id means nothing from now on.

@@ -34,6 +34,11 @@ impl Gateway {
         Self { advertise: net.v6.map(|_| now + RA_INTERVAL) }
     }
 
+    /// Sends no advertisements that nobody asked for: another worker does.
+    pub fn be_silent(&mut self) {
+        self.advertise = None;
+    }
+
     /// An ARP packet.
     pub fn handle_arp(&mut self, ctx: &mut Ctx<'_>, parsed: &Parsed, packet: &[u8]) {
         let Ok(packet) = ArpPacket::new_checked(packet) else {

@@ -6,9 +6,12 @@
 //! [`Stack::handle_timeout`], then [`Stack::poll_action`] until it yields `None`; sleep until the next
 //! frame or event, or [`Stack::poll_timeout`]. A frame is a slot whose range begins with a virtio
 //! header.
+//!
+//! Several workers that serve one guest have a stack each, and a [`directory`] in common.
 #![forbid(unsafe_code)]
 
 pub mod dhcp;
+pub mod directory;
 pub mod dns;
 pub mod gateway;
 mod ndp;
@@ -34,6 +37,7 @@ use crate::frame::{self, Ip, L3, Mac, Malformed, Parsed, vnet};
 use crate::limits::FLOWS_MAX;
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
+use directory::Seat;
 use dns::DnsFlow;
 use policy::Verdict;
 
@@ -75,6 +79,34 @@ pub struct Stack {
     /// Keys initial sequence numbers (RFC 6528).
     secret: [u64; 2],
     draining: bool,
+    /// Our place among several workers.
+    seat: Option<Seat>,
+    /// How the frame in hand has come.
+    arrival: Arrival,
+}
+
+/// How a frame has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Arrival {
+    /// From another worker, not from our queue: it goes no further.
+    handed: bool,
+    /// In fragments.
+    cut: bool,
+}
+
+/// Where a flow is.
+enum Home {
+    Here(FlowId),
+    /// With another worker.
+    Away(u8),
+    Nowhere,
+}
+
+/// Why a flow cannot be here.
+enum Refused {
+    Full,
+    /// Another worker was faster.
+    Away(u8),
 }
 
 macro_rules! ctx {
@@ -108,11 +140,33 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             secret,
             draining: false,
+            seat: None,
+            arrival: Arrival::default(),
         }
+    }
+
+    /// Shares the guest with other workers from now on; to be called before the first frame.
+    pub fn share(&mut self, seat: Seat) {
+        // One of them speaks for all when nobody has asked.
+        if !seat.is_first() {
+            self.gateway.be_silent();
+        }
+        self.seat = Some(seat);
     }
 
     /// Takes a frame from the guest.
     pub fn handle_frame(&mut self, slot: Slot, now: Time) {
+        self.arrival = Arrival::default();
+        self.take_frame(slot, now);
+    }
+
+    /// Takes a frame that another worker has handed over; `cut` as it came with [`Action::HandOver`].
+    pub fn handle_handed(&mut self, slot: Slot, cut: bool, now: Time) {
+        self.arrival = Arrival { handed: true, cut };
+        self.take_frame(slot, now);
+    }
+
+    fn take_frame(&mut self, slot: Slot, now: Time) {
         self.stats.frames_from_guest += 1;
         let parsed = match frame::parse(slot.bytes()) {
             Ok(parsed) => parsed,
@@ -144,9 +198,13 @@ impl Stack {
             else {
                 return;
             };
+            (slot, ip) = (whole, whole_ip);
+            self.arrival.cut = true;
+        }
+        if self.arrival.cut {
             // What the guest has cut may be cut again, also where IPv6 says "don't" (frame::parse): a guest
             // with a large MTU cuts when it has learned the path's.
-            (slot, ip) = (whole, Ip { df: false, ..whole_ip });
+            ip.df = false;
         }
         match ip.proto {
             IpProtocol::Tcp => self.handle_tcp(slot, parsed, &ip, now),
@@ -180,11 +238,15 @@ impl Stack {
         };
         let key =
             FlowKey::pair(Proto::Tcp, SocketAddr::new(ip.src, src), SocketAddr::new(ip.dst, dst));
-        let Some(id) = self.flows.find(&key) else {
-            if let Some(id) = self.open_tcp(key, &segment, parsed, ip, &slot, now) {
-                self.serve(id, now);
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Nowhere => {
+                if let Some(id) = self.open_tcp(key, &segment, parsed, ip, slot, now) {
+                    self.serve(id, now);
+                }
+                return;
             }
-            return;
         };
         slot.set_range(slot.offset() + ip.start + header, ip.end - ip.start - header);
         let mut ctx = ctx!(self, now);
@@ -201,7 +263,7 @@ impl Stack {
         segment: &tcp::Segment,
         parsed: &Parsed,
         ip: &Ip,
-        slot: &Slot,
+        slot: Slot,
         now: Time,
     ) -> Option<FlowId> {
         let mut ctx = ctx!(self, now);
@@ -228,17 +290,72 @@ impl Stack {
             ctx.stats.drop(Drop::Draining);
             return None;
         }
+        if !self.arrival.handed
+            && let Some(worker) = self.seat.as_ref().and_then(Seat::place)
+        {
+            self.hand_over(worker, slot);
+            return None;
+        }
         if policy::is_dns(&self.net, &key.host()) {
             self.dns.note_use(&mut ctx);
         }
         let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
-        let Ok(id) = self.flows.insert(key, Flow::Tcp(flow)) else {
-            ctx.stats.drop(Drop::FlowTableFull);
-            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
-            return None;
-        };
-        ctx.actions.push(Action::TcpConnect { flow: id, to });
-        Some(id)
+        match self.insert(key, Flow::Tcp(flow)) {
+            Ok(id) => {
+                self.actions.push(Action::TcpConnect { flow: id, to });
+                Some(id)
+            }
+            Err(Refused::Away(worker)) => {
+                self.hand_over(worker, slot);
+                None
+            }
+            Err(Refused::Full) => {
+                let mut ctx = ctx!(self, now);
+                ctx.stats.drop(Drop::FlowTableFull);
+                tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
+                None
+            }
+        }
+    }
+
+    /// Where a flow is: the directory is asked only when it is not here.
+    fn home(&self, key: &FlowKey) -> Home {
+        if let Some(id) = self.flows.find(key) {
+            return Home::Here(id);
+        }
+        self.seat.as_ref().and_then(|seat| seat.owner(key)).map_or(Home::Nowhere, Home::Away)
+    }
+
+    /// Starts a flow for which there was none anywhere.
+    fn insert(&mut self, key: FlowKey, flow: Flow) -> Result<FlowId, Refused> {
+        if let Some(seat) = &self.seat {
+            seat.claim(&key).map_err(Refused::Away)?;
+        }
+        self.flows.insert(key, flow).map_err(|_| {
+            if let Some(seat) = &self.seat {
+                seat.release(&key);
+            }
+            Refused::Full
+        })
+    }
+
+    /// Takes a flow's key away from it.
+    fn unhash(&mut self, id: FlowId) {
+        if self.flows.unhash(id)
+            && let Some((key, _)) = self.flows.get(id)
+            && let Some(seat) = self.seat.as_ref().filter(|_| key.proto() != Proto::Dns)
+        {
+            seat.release(key);
+        }
+    }
+
+    /// Gives the frame in hand to the worker that owns its flow: once.
+    fn hand_over(&mut self, worker: u8, slot: Slot) {
+        if self.arrival.handed {
+            return self.stats.drop(Drop::Misplaced);
+        }
+        self.stats.handed_over += 1;
+        self.actions.push(Action::HandOver { worker, slot, cut: self.arrival.cut });
     }
 
     fn handle_udp(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
@@ -260,6 +377,10 @@ impl Stack {
         let payload = slot.offset() + ip.start + 8;
         let mut ctx = ctx!(self, now);
         if dhcp::is_request(&self.net, &guest, &to) {
+            // One of us keeps the leases.
+            if !self.arrival.handed && self.seat.as_ref().is_some_and(|seat| !seat.is_first()) {
+                return self.hand_over(directory::FIRST, slot);
+            }
             return self.dhcp.handle(&mut ctx, parsed, &slot.bytes()[ip.start + 8..ip.start + len]);
         }
         if ip.src.is_unspecified() {
@@ -278,19 +399,25 @@ impl Stack {
             Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
         };
         let key = FlowKey::guest_only(Proto::Udp, guest);
-        let id = match self.flows.find(&key) {
-            Some(id) => id,
-            None => {
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Nowhere => {
                 if self.draining {
-                    return ctx.stats.drop(Drop::Draining);
+                    return self.stats.drop(Drop::Draining);
                 }
-                let Ok(id) = self.flows.insert(key, Flow::Udp(UdpFlow::new(parsed.eth_src))) else {
-                    return ctx.stats.drop(Drop::FlowTableFull);
+                let flow = Flow::Udp(UdpFlow::new(parsed.eth_src));
+                let id = match self.insert(key, flow) {
+                    Ok(id) => id,
+                    Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
+                    Err(Refused::Full) => return self.stats.drop(Drop::FlowTableFull),
                 };
-                ctx.actions.push(Action::DgramOpen { flow: id, kind: UdpFlow::kind(&guest) });
+                let kind = UdpFlow::kind(&guest);
+                self.actions.push(Action::DgramOpen { flow: id, kind });
                 id
             }
         };
+        let mut ctx = ctx!(self, now);
         slot.set_range(payload, len - 8);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
         if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(id) {
@@ -341,7 +468,7 @@ impl Stack {
                     return;
                 };
                 self.timers.disarm(id.index);
-                self.flows.unhash(id);
+                self.unhash(id);
                 self.actions.push(Action::Close { flow: id, reset: false });
                 self.start_dns(key, query, now);
             }
@@ -364,20 +491,25 @@ impl Stack {
         };
         let guest = SocketAddr::new(ip.src, ident);
         let key = FlowKey::guest_only(Proto::Ping, guest);
-        let id = match self.flows.find(&key) {
-            Some(id) => id,
-            None => {
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Nowhere => {
                 if self.draining {
-                    return ctx.stats.drop(Drop::Draining);
+                    return self.stats.drop(Drop::Draining);
                 }
-                let Ok(id) = self.flows.insert(key, Flow::Ping(PingFlow::new(parsed.eth_src)))
-                else {
-                    return ctx.stats.drop(Drop::FlowTableFull);
+                let flow = Flow::Ping(PingFlow::new(parsed.eth_src));
+                let id = match self.insert(key, flow) {
+                    Ok(id) => id,
+                    Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
+                    Err(Refused::Full) => return self.stats.drop(Drop::FlowTableFull),
                 };
-                ctx.actions.push(Action::DgramOpen { flow: id, kind: PingFlow::kind(&guest) });
+                let kind = PingFlow::kind(&guest);
+                self.actions.push(Action::DgramOpen { flow: id, kind });
                 id
             }
         };
+        let mut ctx = ctx!(self, now);
         slot.set_range(slot.offset() + ip.start, ip.end - ip.start);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0 };
         if let Some((_, Flow::Ping(flow))) = self.flows.get_mut(id) {
@@ -548,7 +680,7 @@ impl Stack {
             Next::Live(None) => {}
             Next::Close { reset } => {
                 self.timers.disarm(id.index);
-                self.flows.unhash(id);
+                self.unhash(id);
                 if let Some((_, flow)) = self.flows.get_mut(id) {
                     if matches!(flow, Flow::Closing) {
                         return;

@@ -27,6 +27,14 @@ impl Worker {
                 self.dgram_sent(index, part, result);
                 Ok(())
             }
+            Some(Token::Frames) => {
+                self.posted = true;
+                Ok(())
+            }
+            Some(Token::Bell(worker)) => {
+                self.team.unring(worker as u8);
+                Ok(())
+            }
             Some(Token::Cancel) | None => Ok(()),
         }
     }

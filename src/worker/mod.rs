@@ -15,8 +15,19 @@
 //! Control speaks to a worker by [`Request`]s in a queue with an eventfd as doorbell, and hears of it
 //! by [`Notice`]s. A worker that ends, for whatever reason, says so last of all.
 //!
-//! The number of workers is one in this version; nothing here is global, and a flow's owner is the
-//! worker that holds it.
+//! # Several workers
+//!
+//! A guest has one worker for each queue of its TAP, fixed at boot: to detach a queue would renumber the others and
+//! move their flows, so a worker that ends ends the process. Each has its own ring, buffers and flows, and shares
+//! nothing with the others while every frame comes by the queue of its flow's worker. That is the rule, for the guest's
+//! kernel sends a flow's frames to the queue that was last written to for it; what happens to the exceptions is told
+//! in [`crate::stack::directory`]. The worker's part: it copies a frame for another one into that one's inbox
+//! and rings its bell, an entry of its own ring submitted with all others of the turn ([`team`]); it takes over what is
+//! in its inbox between two turns, no more at a time than leaves its own queue room.
+//!
+//! What is there once is done by the first worker: DHCP leases (requests are handed over to it) and router
+//! advertisements that nobody asked for. ARP, neighbour discovery, echo to the gateway and DNS are answered by whoever
+//! is asked; fragments come by one queue, and what they make goes on to the owner of its flow.
 
 mod cmsg;
 mod complete;
@@ -24,6 +35,7 @@ mod dgram;
 mod ring;
 mod sock;
 mod submit;
+pub mod team;
 mod token;
 
 use std::collections::VecDeque;
@@ -41,15 +53,17 @@ use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::FlowId;
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_MAX, HEADROOM, HOST_SLOTS, SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, VNET_LEN,
+    BLOCK_BYTES, BLOCKS_MAX, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES, SLOTS_MAX,
+    TAP_SLOTS, VNET_LEN,
 };
 use crate::stack::Stack;
-use crate::stats::Stats;
+use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
 use dgram::Sending;
 use ring::{BufRing, Ring};
 use sock::Sock;
 use submit::Scratch;
+use team::{Frames, Team};
 
 pub use ring::OLDEST_KERNEL;
 
@@ -82,8 +96,8 @@ pub enum Notice {
     DnsUsed,
     /// See [`Request::Drain`].
     Drained,
-    /// The worker has ended: asked to (`Ok`), or because the TAP is gone or the ring failed.
-    Ended(io::Result<()>),
+    /// A worker has ended: asked to (`Ok`), or because the TAP is gone, the ring failed, or of a panic.
+    Ended(u8, io::Result<()>),
 }
 
 /// A running worker.
@@ -111,24 +125,38 @@ impl Handle {
         resolvers: Vec<IpAddr>,
         notices: UnboundedSender<Notice>,
     ) -> io::Result<Self> {
+        Self::spawn_in(&Team::new(1, [0; 2]), 0, tap, net, resolvers, notices)
+    }
+
+    /// Starts one worker of several: member `me` of the team.
+    ///
+    /// # Errors
+    /// As [`Handle::spawn`].
+    pub fn spawn_in(
+        team: &Arc<Team>,
+        me: u8,
+        tap: TapQueue,
+        net: NetConfig,
+        resolvers: Vec<IpAddr>,
+        notices: UnboundedSender<Notice>,
+    ) -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let mailbox = Arc::new(Mailbox { requests: Mutex::new(Vec::new()), bell });
         let theirs = mailbox.clone();
         let (started, start) = mpsc::channel();
-        let thread = thread::Builder::new().name("worker".into()).stack_size(256 << 10).spawn(
-            move || {
-                // Slots and the ring belong to this thread: all is made here.
-                let worker = Worker::new(tap, net, &resolvers, theirs, notices.clone());
-                let mut worker = match worker {
-                    Ok(worker) => worker,
-                    Err(e) => return drop(started.send(Err(e))),
-                };
-                let _ = started.send(Ok(()));
-                let result = worker.run();
-                drop(worker);
-                let _ = notices.send(Notice::Ended(result));
-            },
-        )?;
+        let team = team.clone();
+        let name = format!("worker-{me}");
+        let thread = thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
+            // Slots and the ring belong to this thread: all is made here.
+            let worker = Worker::new(tap, net, &resolvers, theirs, notices.clone());
+            let mut worker = match worker {
+                Ok(worker) => worker,
+                Err(e) => return drop(started.send(Err(e))),
+            };
+            worker.join(team, me);
+            let _ = started.send(Ok(()));
+            LastWord { notices, me, result: None }.after(move || worker.run());
+        })?;
         match start.recv() {
             Ok(Ok(())) => Ok(Self { mailbox, thread }),
             Ok(Err(e)) => Err(e),
@@ -150,6 +178,29 @@ impl Handle {
     }
 }
 
+/// Says that a worker has ended, last of all, however it ends.
+struct LastWord {
+    notices: UnboundedSender<Notice>,
+    me: u8,
+    /// `None`: it panicked.
+    result: Option<io::Result<()>>,
+}
+
+impl LastWord {
+    /// Lets it work. All that it has is gone before the word is said.
+    fn after(mut self, work: impl FnOnce() -> io::Result<()>) {
+        self.result = Some(work());
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        let died = || Err(io::Error::other("it died of a mistake of ringtap's own (a panic)"));
+        let result = self.result.take().unwrap_or_else(died);
+        let _ = self.notices.send(Notice::Ended(self.me, result));
+    }
+}
+
 /// Everything one worker has. Fields drop in this order: the ring before the buffers it may fill.
 struct Worker {
     ring: Ring,
@@ -168,6 +219,12 @@ struct Worker {
     net: NetConfig,
     mailbox: Arc<Mailbox>,
     notices: UnboundedSender<Notice>,
+    team: Arc<Team>,
+    me: u8,
+    /// What other workers have handed over, and is not taken yet.
+    handed: Frames,
+    /// There is more in the inbox.
+    posted: bool,
     started: Instant,
     now: Time,
     /// IP identification of the next datagram that must be cut (a TAP without virtio header).
@@ -214,6 +271,10 @@ impl Worker {
             net,
             mailbox,
             notices,
+            team: Team::new(1, [0; 2]),
+            me: 0,
+            handed: Frames::default(),
+            posted: false,
             started: start_of_time(),
             now: Time(0),
             ip_id,
@@ -228,6 +289,40 @@ impl Worker {
         worker.rearm()?;
         worker.ring.submit()?;
         Ok(worker)
+    }
+
+    /// Makes it one of several.
+    fn join(&mut self, team: Arc<Team>, me: u8) {
+        if let Some(seat) = team.seat(me) {
+            self.stack.share(seat);
+        }
+        team.set_ring(me, self.ring.fd());
+        // What was posted while there was no bell.
+        self.posted = true;
+        (self.team, self.me) = (team, me);
+    }
+
+    /// Takes over frames from other workers: some of them, and as many as there are buffers for while reads keep theirs.
+    fn take_over(&mut self) {
+        if self.handed.is_empty() {
+            if !std::mem::take(&mut self.posted) {
+                return;
+            }
+            self.handed.clear();
+            self.team.take(self.me, &mut self.handed);
+        }
+        for _ in 0..HAND_OVER_TURN {
+            let Some((frame, cut)) = self.handed.next() else { return self.handed.clear() };
+            let pools = self.stack.pools();
+            let Some(mut slot) = pools.large.take_above(u32::from(TAP_SLOTS + HOST_SLOTS)) else {
+                self.stack.stats_mut().drop(Dropped::NoBuffer);
+                continue;
+            };
+            slot.set_range(0, frame.len());
+            slot.bytes_mut().copy_from_slice(frame);
+            self.stack.stats_mut().copied_bytes += frame.len() as u64;
+            self.stack.handle_handed(slot, cut, self.now);
+        }
     }
 
     /// The loop.
@@ -245,6 +340,7 @@ impl Worker {
                 self.ring.cancel_all();
                 return Ok(());
             }
+            self.take_over();
             self.feed_hungry()?;
             self.stack.handle_timeout(self.now);
             while let Some(action) = self.stack.poll_action(self.now) {
@@ -261,7 +357,7 @@ impl Worker {
 
     /// How long the coming turn may wait.
     fn patience(&self) -> Option<Duration> {
-        if !self.hungry.is_empty() {
+        if !self.hungry.is_empty() || self.posted || !self.handed.is_empty() {
             return Some(Duration::ZERO);
         }
         let due = self.stack.poll_timeout()?;
@@ -295,6 +391,13 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The number may soon mean another file.
+        self.team.set_ring(self.me, -1);
+    }
+}
+
 /// The one clock of a worker.
 #[expect(clippy::disallowed_methods, reason = "the worker owns the clock")]
 fn start_of_time() -> Instant {
@@ -313,7 +416,10 @@ fn no_memory(e: io::Error) -> io::Error {
 }
 
 /// 64 bits from the system.
-fn random() -> io::Result<u64> {
+///
+/// # Errors
+/// What opening or reading /dev/urandom says.
+pub fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -52,6 +53,11 @@ impl Ring {
             EnterFlags::empty()
         };
         Ok(Self { ring, no_iowait })
+    }
+
+    /// Its descriptor, for others to ring.
+    pub(super) fn fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 
     /// Adds an entry; submits first when the queue is full.

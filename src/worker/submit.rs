@@ -11,6 +11,7 @@ use socket2::SockAddr;
 
 use super::cmsg::SEND_CONTROL;
 use super::sock::{self, Sock, Watch};
+use super::team::Posted;
 use super::token::{Op, Token};
 use super::{Notice, Worker};
 use crate::arena::{Chain, Slot};
@@ -86,6 +87,7 @@ impl Worker {
             Action::DgramOpen { flow, kind } => self.dgram_open(flow, kind),
             Action::DgramSend { flow, slot, to, opts } => self.dgram_send(flow, slot, to, opts),
             Action::Close { flow, reset } => self.close(flow, reset),
+            Action::HandOver { worker, slot, cut } => self.hand_over(worker, &slot, cut),
             Action::DnsUsed => {
                 let _ = self.notices.send(Notice::DnsUsed);
                 Ok(())
@@ -168,6 +170,26 @@ impl Worker {
             .build()
             .user_data(Token::TapWrite(index).pack());
         // SAFETY: `ptr..ptr+len` is part of the range of a slot that `writes` holds until the completion.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Copies a frame into another worker's inbox, and rings.
+    fn hand_over(&mut self, worker: u8, slot: &Slot, cut: bool) -> io::Result<()> {
+        let ring = match self.team.post(worker, slot.bytes(), cut) {
+            Posted::Quietly => return Ok(()),
+            Posted::Full => {
+                self.stack.stats_mut().drop(Drop::HandOverFull);
+                return Ok(());
+            }
+            Posted::Ring(ring) => ring,
+        };
+        self.stack.stats_mut().copied_bytes += slot.len() as u64;
+        let entry = opcode::MsgRingData::new(types::Fd(ring), 0, Token::Frames.pack(), None)
+            .build()
+            // Nothing to hear of when it rings.
+            .flags(io_uring::squeue::Flags::SKIP_SUCCESS)
+            .user_data(Token::Bell(worker.into()).pack());
+        // SAFETY: the message names no memory.
         unsafe { self.ring.push(&entry) }
     }
 

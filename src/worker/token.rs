@@ -12,6 +12,10 @@ pub(super) enum Token {
     TapWrite(u32),
     /// The eventfd of the mailbox.
     Wake,
+    /// Another worker has handed frames over.
+    Frames,
+    /// A bell that could not be rung: that of a worker.
+    Bell(u32),
     /// A cancellation, whose own result says nothing.
     Cancel,
     /// A part of a datagram send.
@@ -51,6 +55,8 @@ const TAP_WRITE: u8 = 129;
 const WAKE: u8 = 130;
 const CANCEL: u8 = 131;
 const DGRAM_SEND: u8 = 132;
+const FRAMES: u8 = 133;
+const BELL: u8 = 134;
 
 // The index of a flow fits its 24 bits.
 const _: () = assert!(crate::limits::FLOWS_MAX <= 1 << 24);
@@ -63,6 +69,8 @@ impl Token {
             Self::TapWrite(index) => (TAP_WRITE, index, 0),
             Self::Wake => (WAKE, 0, 0),
             Self::Cancel => (CANCEL, 0, 0),
+            Self::Frames => (FRAMES, 0, 0),
+            Self::Bell(worker) => (BELL, worker, 0),
             Self::DgramSend { index, part } => (DGRAM_SEND, index, part),
             Self::Sock(op, id) => (op as u8, id.index, id.generation),
         };
@@ -78,6 +86,8 @@ impl Token {
             TAP_WRITE => Self::TapWrite(index),
             WAKE => Self::Wake,
             CANCEL => Self::Cancel,
+            FRAMES => Self::Frames,
+            BELL => Self::Bell(index),
             DGRAM_SEND => Self::DgramSend { index, part: data as u32 },
             1 => Self::Sock(Op::Connect, id),
             2 => Self::Sock(Op::Send, id),
@@ -102,6 +112,7 @@ mod tests {
             [Op::Connect, Op::Send, Op::Recv, Op::PollOut, Op::PollError, Op::Data, Op::ErrQueue];
         let mut tokens: Vec<_> = ops.map(|op| Token::Sock(op, id)).into();
         tokens.extend([Token::TapRead, Token::TapWrite(7), Token::Wake, Token::Cancel]);
+        tokens.extend([Token::Frames, Token::Bell(7)]);
         tokens.push(Token::DgramSend { index: 0xff_ffff, part: 3 });
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));

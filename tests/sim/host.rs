@@ -184,7 +184,7 @@ impl Host {
                 self.reports[index].ended = Some(Ended { at: now, reset });
                 self.agenda.push(now + Millis(delay), (flow, Todo::Closed));
             }
-            Action::TapWrite { .. } => unreachable!("the world's"),
+            Action::TapWrite { .. } | Action::HandOver { .. } => unreachable!("the world's"),
             Action::DgramOpen { .. } | Action::DgramSend { .. } => panic!("no datagrams here"),
             Action::DnsUsed => {}
         }

@@ -48,6 +48,8 @@ fn every_common_option() {
     let c = config("ringtap run --no-ipv6 --mtu 68");
     assert_eq!((c.net.mtu, c.net.v6), (68, None));
     // The last one counts.
+    assert_eq!(config("ringtap run --workers 8").workers, 8);
+    assert!((1..=8).contains(&config("ringtap run").workers));
     assert_eq!(config("ringtap run --mtu 1400 --mtu 1500").net.mtu, 1500);
 }
 
@@ -103,6 +105,9 @@ fn refusals_name_option_value_and_remedy() {
         ("ringtap help frobnicate", "frobnicate: no such command; see ringtap --help"),
         ("ringtap doctor all", "doctor all: it takes no arguments"),
         ("ringtap run --mtu 70000", "--mtu 70000: must be from 68 to 65521"),
+        ("ringtap run --workers 0", "--workers 0: must be from 1 to 8"),
+        ("ringtap attach --workers 9", "--workers 9: must be from 1 to 8"),
+        ("ringtap run --workers two", "--workers two: must be from 1 to 8"),
         ("ringtap run --mtu 67", "--mtu 67: must be from 68 to 65521"),
         ("ringtap run --mtu=65522", "--mtu 65522: must be from 68 to 65521"),
         ("ringtap run --mtu big", "--mtu big: must be from 68 to 65521"),

@@ -1,0 +1,222 @@
+//! Who owns which flow, among several workers that serve one guest.
+//!
+//! # Theory of operation
+//!
+//! A flow lives in the stack of one worker. The guest's kernel sends its frames to the queue on which that worker
+//! has last written to the guest in this flow, so nearly every frame arrives where its flow is, and the
+//! directory is not asked. It is asked on a *miss*: a frame whose flow the worker does not have. That is the first
+//! frame of a new flow, or a misplaced one: a flow that was silent for 3 s comes on its hash's queue again, so
+//! does one of too many (the kernel remembers 4096), and a UDP mapping's endpoints have a queue each.
+//!
+//! * A flow is entered when it starts ([`Seat::claim`]: the first wins) and removed when its key is given up
+//!   ([`Seat::release`]); in between nobody else has a flow of that key.
+//! * A misplaced frame is handed over to the owner ([`Action::HandOver`](crate::flow::Action::HandOver)), which
+//!   takes it as one of its own. What it answers goes out on its own queue, and that tells the guest's
+//!   kernel where to send the next.
+//! * A frame is handed over once. When the flow has ended meanwhile, the receiver treats the frame as if it had
+//!   come by its own queue (a SYN opens a flow, anything else meets a RST). When another worker has by then claimed the
+//!   key, the frame is dropped and counted: TCP sends it again, to where the flow is now. So no frame goes in
+//!   circles, and two workers that see a key's first frames at one time end with one owner.
+//! * A new connection may be placed ([`Seat::place`]): a worker that has some more than another hands the SYN to that one.
+//!   The hash alone puts four bulk streams on one of two queues in an eighth of all cases.
+//!
+//! Locks are held for one look-up in a map, on misses and at the start and end of flows only.
+//!
+//! **Bound:** one entry for each flow of the workers' tables.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::flow::key::{FlowKey, Proto};
+use crate::limits::{PLACE_FLOWS, PLACE_GAP};
+
+/// The worker that does what one has to do for all: leases, advertisements.
+pub const FIRST: u8 = 0;
+/// Parts of the map with a lock each.
+const SHARDS: usize = 16;
+
+/// Owners of flows, by key.
+#[derive(Debug)]
+pub struct Directory {
+    shards: [Mutex<HashMap<FlowKey, u8>>; SHARDS],
+    /// Open connections of each worker.
+    loads: Vec<AtomicU32>,
+    /// Keys the choice of a shard.
+    secret: [u64; 2],
+}
+
+impl Directory {
+    /// An empty one for so many workers; `secret` is random.
+    pub fn new(workers: usize, secret: [u64; 2]) -> Arc<Self> {
+        Arc::new(Self {
+            shards: Default::default(),
+            loads: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            secret,
+        })
+    }
+
+    /// Flows known.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| locked(shard).len()).sum()
+    }
+
+    /// Whether no flow is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, key: &FlowKey) -> MutexGuard<'_, HashMap<FlowKey, u8>> {
+        locked(&self.shards[key.hash(&self.secret) as usize % SHARDS])
+    }
+}
+
+/// A map is whole at every moment, whoever died with its lock.
+fn locked(shard: &Mutex<HashMap<FlowKey, u8>>) -> MutexGuard<'_, HashMap<FlowKey, u8>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One worker's place in a directory.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    directory: Arc<Directory>,
+    me: u8,
+}
+
+impl Seat {
+    /// The place of worker `me`, one of those that the directory was made for.
+    pub fn new(directory: Arc<Directory>, me: u8) -> Self {
+        Self { directory, me }
+    }
+
+    /// Whether it is the [`FIRST`].
+    pub fn is_first(&self) -> bool {
+        self.me == FIRST
+    }
+
+    /// The other worker that has this flow.
+    pub fn owner(&self, key: &FlowKey) -> Option<u8> {
+        self.directory.shard(key).get(key).copied().filter(|&owner| owner != self.me)
+    }
+
+    /// Makes the flow ours.
+    ///
+    /// # Errors
+    /// Whose it is already.
+    pub fn claim(&self, key: &FlowKey) -> Result<(), u8> {
+        let owner = *self.directory.shard(key).entry(*key).or_insert(self.me);
+        if owner != self.me {
+            return Err(owner);
+        }
+        if let Some(load) = self.load(key) {
+            load.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Gives a flow of ours up.
+    pub fn release(&self, key: &FlowKey) {
+        let removed = self.directory.shard(key).remove(key);
+        debug_assert_eq!(removed, Some(self.me), "gives up what is not its own");
+        if let Some(load) = self.load(key) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The worker that a new connection is better off with than with us.
+    pub fn place(&self) -> Option<u8> {
+        let loads = self.directory.loads.iter().map(|load| load.load(Ordering::Relaxed));
+        let mine = loads.clone().nth(usize::from(self.me))?;
+        let total: u32 = loads.clone().sum();
+        let (least, load) = loads.enumerate().min_by_key(|&(_, load)| load)?;
+        (total < PLACE_FLOWS && mine >= load + PLACE_GAP).then_some(least as u8)
+    }
+
+    /// Our count of such flows, if they are counted.
+    fn load(&self, key: &FlowKey) -> Option<&AtomicU32> {
+        (key.proto() == Proto::Tcp)
+            .then(|| self.directory.loads.get(usize::from(self.me)))
+            .flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn key(proto: Proto, port: u16) -> FlowKey {
+        let guest = SocketAddr::from(([10, 0, 2, 100], port));
+        FlowKey::pair(proto, guest, SocketAddr::from(([192, 0, 2, 1], 80)))
+    }
+
+    fn seats(workers: u8) -> (Arc<Directory>, Vec<Seat>) {
+        let directory = Directory::new(workers.into(), [1, 2]);
+        let seats = (0..workers).map(|me| Seat::new(directory.clone(), me)).collect();
+        (directory, seats)
+    }
+
+    #[test]
+    fn the_first_to_claim_owns_until_it_gives_up() {
+        let (directory, seats) = seats(3);
+        let key = key(Proto::Tcp, 1);
+        assert_eq!(seats[0].owner(&key), None);
+        assert_eq!(seats[1].claim(&key), Ok(()));
+        assert_eq!(seats[0].claim(&key), Err(1));
+        assert_eq!((seats[0].owner(&key), seats[1].owner(&key)), (Some(1), None));
+        assert_eq!(directory.len(), 1);
+        seats[1].release(&key);
+        assert!(directory.is_empty());
+        assert_eq!(seats[2].claim(&key), Ok(()));
+        assert_eq!(seats[1].owner(&key), Some(2));
+    }
+
+    #[test]
+    fn two_threads_that_claim_at_once_end_with_one_owner() {
+        let (directory, seats) = seats(2);
+        let claims = std::thread::scope(|scope| {
+            let threads = seats.iter().map(|seat| {
+                scope.spawn(|| (0..5000).map(|i| seat.claim(&key(Proto::Udp, i))).collect())
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<Vec<_>>>()
+        });
+        for (zero, one) in claims[0].iter().zip(&claims[1]) {
+            assert!(matches!((zero, one), (Ok(()), Err(0)) | (Err(1), Ok(()))), "{zero:?} {one:?}");
+        }
+        assert_eq!(directory.len(), 5000);
+    }
+
+    #[test]
+    fn connections_go_where_fewer_are() {
+        let (_, seats) = seats(2);
+        let claim = |who: usize, port| seats[who].claim(&key(Proto::Tcp, port)).unwrap();
+        claim(0, 1);
+        assert_eq!(seats[0].place(), None, "a gap of one is left to chance");
+        claim(0, 2);
+        assert_eq!((seats[0].place(), seats[1].place()), (Some(1), None));
+        claim(1, 3);
+        assert_eq!(seats[0].place(), None);
+        // Only connections count.
+        for port in 10..20 {
+            seats[0].claim(&key(Proto::Udp, port)).unwrap();
+        }
+        assert_eq!(seats[0].place(), None);
+        claim(0, 4);
+        assert_eq!(seats[0].place(), Some(1));
+        seats[0].release(&key(Proto::Tcp, 1));
+        assert_eq!(seats[0].place(), None);
+    }
+
+    #[test]
+    fn many_connections_stay_where_they_come() {
+        let (_, seats) = seats(2);
+        for port in 0..PLACE_FLOWS as u16 {
+            seats[0].claim(&key(Proto::Tcp, port)).unwrap();
+        }
+        assert_eq!(seats[0].place(), None);
+        seats[0].release(&key(Proto::Tcp, 0));
+        assert_eq!(seats[0].place(), Some(1));
+    }
+}

@@ -1,0 +1,218 @@
+//! What the workers of one guest have in common: the directory of flows, and an inbox each for frames that came by
+//! another's queue.
+//!
+//! A frame is handed over by copying it: a slot belongs to one thread. An inbox is a run of bytes, which its owner
+//! exchanges for an empty one of its own, so that steady traffic allocates nothing; its bounds are
+//! [`HAND_OVER_FRAMES`] and [`HAND_OVER_BYTES`]. The doorbell is a message to the owner's ring (`MSG_RING`), rung once
+//! until it is answered.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::limits::{HAND_OVER_BYTES, HAND_OVER_FRAMES, SLOT_BYTES};
+use crate::stack::directory::{Directory, Seat};
+
+/// The workers of one guest.
+#[derive(Debug)]
+pub struct Team {
+    /// `None` for one worker alone: it owns everything.
+    directory: Option<Arc<Directory>>,
+    inboxes: Vec<Inbox>,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    frames: Mutex<Frames>,
+    /// The bell is rung, and its owner has not looked since.
+    rung: AtomicBool,
+    /// The owner's ring; -1: none yet, or none any more.
+    ring: AtomicI32,
+}
+
+/// How a frame was posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Posted {
+    /// This ring is to be told.
+    Ring(RawFd),
+    /// The owner knows, or will look when it starts.
+    Quietly,
+    /// It was not: the inbox is full.
+    Full,
+}
+
+impl Team {
+    /// A team of so many; `secret` is random.
+    pub fn new(workers: usize, secret: [u64; 2]) -> Arc<Self> {
+        let inbox = |_| Inbox {
+            frames: Mutex::default(),
+            rung: AtomicBool::new(false),
+            ring: AtomicI32::new(-1),
+        };
+        Arc::new(Self {
+            directory: (workers > 1).then(|| Directory::new(workers, secret)),
+            inboxes: (0..workers).map(inbox).collect(),
+        })
+    }
+
+    /// Members.
+    pub fn len(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// Whether nobody is in it.
+    pub fn is_empty(&self) -> bool {
+        self.inboxes.is_empty()
+    }
+
+    /// A member's place in the directory.
+    pub(super) fn seat(&self, me: u8) -> Option<Seat> {
+        self.directory.clone().map(|directory| Seat::new(directory, me))
+    }
+
+    /// Says which ring is a member's bell, -1 for none. What was posted before must be looked for after this.
+    pub(super) fn set_ring(&self, me: u8, ring: RawFd) {
+        if let Some(inbox) = self.inboxes.get(usize::from(me)) {
+            inbox.ring.store(ring, Ordering::Release);
+        }
+    }
+
+    /// Puts a frame into a member's inbox.
+    pub(super) fn post(&self, to: u8, frame: &[u8], cut: bool) -> Posted {
+        let Some(inbox) = self.inboxes.get(usize::from(to)) else { return Posted::Full };
+        if !inbox.frames.lock().unwrap_or_else(PoisonError::into_inner).put(frame, cut) {
+            return Posted::Full;
+        }
+        // After the frame is there: whoever clears the flag takes it along.
+        if inbox.rung.swap(true, Ordering::AcqRel) {
+            return Posted::Quietly;
+        }
+        match inbox.ring.load(Ordering::Acquire) {
+            -1 => Posted::Quietly,
+            ring => Posted::Ring(ring),
+        }
+    }
+
+    /// The bell of a member could not be rung: the next frame tries again.
+    pub(super) fn unring(&self, to: u8) {
+        if let Some(inbox) = self.inboxes.get(usize::from(to)) {
+            inbox.rung.store(false, Ordering::Release);
+        }
+    }
+
+    /// Exchanges a member's inbox for `empty`.
+    pub(super) fn take(&self, me: u8, empty: &mut Frames) {
+        let Some(inbox) = self.inboxes.get(usize::from(me)) else { return };
+        // Before the look: what comes after it rings again.
+        inbox.rung.store(false, Ordering::Release);
+        std::mem::swap(&mut *inbox.frames.lock().unwrap_or_else(PoisonError::into_inner), empty);
+    }
+}
+
+/// Frames, one after the other, each behind its length.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    bytes: Vec<u8>,
+    count: usize,
+    /// Where the next to be read begins.
+    at: usize,
+}
+
+/// Set in the length of a frame that came in fragments.
+const CUT: u32 = 1 << 31;
+const LENGTH: usize = size_of::<u32>();
+const _: () = assert!(SLOT_BYTES < CUT as usize);
+
+impl Frames {
+    /// Adds one; false: there is no room.
+    fn put(&mut self, frame: &[u8], cut: bool) -> bool {
+        if self.count >= HAND_OVER_FRAMES
+            || self.bytes.len() + LENGTH + frame.len() > HAND_OVER_BYTES
+        {
+            return false;
+        }
+        let word = frame.len() as u32 | if cut { CUT } else { 0 };
+        self.bytes.extend_from_slice(&word.to_ne_bytes());
+        self.bytes.extend_from_slice(frame);
+        self.count += 1;
+        true
+    }
+
+    /// Whether all are read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.at >= self.bytes.len()
+    }
+
+    /// The next one, and whether it came in fragments.
+    pub(super) fn next(&mut self) -> Option<(&[u8], bool)> {
+        let (word, rest) = self.bytes.get(self.at..)?.split_first_chunk::<LENGTH>()?;
+        let word = u32::from_ne_bytes(*word);
+        let frame = rest.get(..(word & !CUT) as usize)?;
+        self.at += LENGTH + frame.len();
+        Some((frame, word & CUT != 0))
+    }
+
+    /// Forgets all. Memory of a burst is given back, that of a trickle is kept.
+    pub(super) fn clear(&mut self) {
+        if self.bytes.capacity() > SLOT_BYTES {
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        (self.count, self.at) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_as_they_went_in() {
+        let team = Team::new(2, [1, 2]);
+        team.set_ring(1, 7);
+        assert_eq!(team.post(1, b"one", false), Posted::Ring(7));
+        assert_eq!(team.post(1, b"", true), Posted::Quietly);
+        assert_eq!(team.post(1, b"three", true), Posted::Quietly);
+        let mut frames = Frames::default();
+        team.take(0, &mut frames);
+        assert!(frames.is_empty());
+        team.take(1, &mut frames);
+        assert_eq!(frames.next(), Some((&b"one"[..], false)));
+        assert_eq!(frames.next(), Some((&b""[..], true)));
+        assert!(!frames.is_empty());
+        assert_eq!(frames.next(), Some((&b"three"[..], true)));
+        assert_eq!(frames.next(), None);
+        assert!(frames.is_empty());
+        // Answered, the bell rings again; where it cannot, the next frame tries.
+        assert_eq!(team.post(1, b"four", false), Posted::Ring(7));
+        team.unring(1);
+        assert_eq!(team.post(1, b"five", false), Posted::Ring(7));
+    }
+
+    #[test]
+    fn an_inbox_is_bounded_by_frames_and_by_bytes() {
+        let team = Team::new(2, [1, 2]);
+        for _ in 0..HAND_OVER_FRAMES {
+            assert_eq!(team.post(0, b"x", false), Posted::Quietly);
+        }
+        assert_eq!(team.post(0, b"x", false), Posted::Full);
+        let mut frames = Frames::default();
+        team.take(0, &mut frames);
+        assert_eq!(team.post(0, b"x", false), Posted::Quietly);
+        let large = vec![0; SLOT_BYTES];
+        let fits = HAND_OVER_BYTES / (SLOT_BYTES + LENGTH);
+        for _ in 0..fits {
+            assert_ne!(team.post(1, &large, false), Posted::Full);
+        }
+        assert_eq!(team.post(1, &large, false), Posted::Full);
+        assert_eq!(team.post(9, b"nobody", false), Posted::Full);
+        frames.clear();
+        assert!(frames.is_empty());
+    }
+
+    #[test]
+    fn one_alone_asks_nobody() {
+        assert!(Team::new(1, [1, 2]).seat(0).is_none());
+        assert!(Team::new(2, [1, 2]).seat(1).is_some_and(|seat| !seat.is_first()));
+    }
+}
