@@ -64,6 +64,9 @@ pub const CQ_ENTRIES: u32 = 8192;
 pub const TAP_SLOTS: u16 = 16;
 /// Large slots that the kernel holds for data from host sockets.
 pub const HOST_SLOTS: u16 = 8;
+/// Large slots that the kernel holds for datagrams from host sockets. A datagram takes one, however small, and
+/// touches no more of it than it fills; with few, each turn would end the receives and arm them again.
+pub const DGRAM_SLOTS: u16 = 32;
 
 /// Slots one TCP send carries at most (iovecs of one `sendmsg`).
 pub const SEND_SLOTS: usize = 16;
@@ -115,7 +118,7 @@ pub const UDP_SEND_SEGMENTS: usize = 64;
 pub const UDP_SEND_BYTES: usize = 65000;
 /// Bytes of socket buffer asked for each way of a datagram socket; the kernel gives at most
 /// `net.core.rmem_max` and `wmem_max`.
-pub const SOCKET_BUFFER: usize = 1 << 20;
+pub const SOCKET_BUFFER: usize = 4 << 20;
 /// Datagrams of the guest under reassembly at most; the oldest makes room.
 pub const REASSEMBLIES_MAX: usize = 16;
 /// Ranges between gaps that one of them may have: in order there is one, in any order few.
@@ -171,4 +174,4 @@ const _: () = assert!(REASSEMBLIES_MAX as u32 + REASSEMBLY_RESERVED < SLOTS_MAX)
 const _: () = assert!(RA_INTERVAL.0 * 2 < RA_LIFETIME_SECS * 1000);
 const _: () = assert!(WINDOW_MAX >> WINDOW_SCALE <= 65535);
 const _: () = assert!(HEADROOM >= VNET_LEN + ETH_LEN + 40 + 60);
-const _: () = assert!(CQ_ENTRIES > 2 * SQ_ENTRIES + TAP_SLOTS as u32 + HOST_SLOTS as u32);
+const _: () = assert!(CQ_ENTRIES > 2 * SQ_ENTRIES + (TAP_SLOTS + HOST_SLOTS + DGRAM_SLOTS) as u32);

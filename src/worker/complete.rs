@@ -8,6 +8,7 @@ use super::Worker;
 use super::sock::Watch;
 use super::token::{Op, Token};
 use crate::flow::{Errno, Event, FlowId, Received};
+use crate::frame::vnet;
 use crate::limits::VNET_LEN;
 use crate::stats::Drop;
 
@@ -60,8 +61,12 @@ impl Worker {
         Ok(())
     }
 
-    fn tap_written(&mut self, index: u32, result: i32) -> io::Result<()> {
+    pub(super) fn tap_written(&mut self, index: u32, result: i32) -> io::Result<()> {
         let Some((slot, keep)) = self.writes.take(index) else { return Ok(()) };
+        // More datagrams in one frame than this kernel takes: one by one then.
+        if result == -libc::EINVAL && is_run(slot.bytes()) {
+            return self.cut_write(&slot);
+        }
         if result < 0 {
             self.stack.stats_mut().drop(Drop::TapRefused);
             if matches!(-result, libc::EBADFD | libc::ENODEV) {
@@ -180,6 +185,11 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Whether a frame is a run of datagrams.
+fn is_run(frame: &[u8]) -> bool {
+    vnet::Header::parse(frame).is_some_and(|(header, _)| header.gso_type == vnet::GSO_UDP_L4)
 }
 
 fn tap_gone() -> io::Error {

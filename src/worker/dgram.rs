@@ -8,7 +8,10 @@
 //! a header, the sender's name and control messages in front of the payload, as many bytes as the core
 //! needs there for the headers of a frame.
 //!
-//! A send never waits (`MSG_DONTWAIT`), so that it completes while it is submitted and the sends of a
+//! What the host's kernel has coalesced (`UDP_GRO`: datagrams of one sender and one size that came together)
+//! stays together: it comes in one slot, with the size of each, and goes to the guest as one frame.
+//!
+//! Sends of a turn are coalesced likewise: [`run`](super::run). A send never waits (`MSG_DONTWAIT`), so that it completes while it is submitted and the sends of a
 //! socket keep their order; a full socket buffer drops the datagram, as a full interface would. A send
 //! may fail for an *earlier* datagram: an ICMP error stays with the socket until some call reports it. Such
 //! a datagram is sent again at once.
@@ -24,22 +27,23 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::Worker;
 use super::cmsg::{self, DATA_CONTROL, ERROR_CONTROL, NAME};
+use super::run::{Limit, Run};
 use super::sock::Sock;
 use super::submit::Msg;
 use super::token::{Op, Token};
-use crate::arena::Slot;
+use crate::arena::{Chain, Slot};
 use crate::config::NetConfig;
 use crate::flow::{DgramKind, Errno, Event, FlowId, SendOpts};
 use crate::limits::{SOCKET_BUFFER, UDP_SEND_BYTES, UDP_SEND_SEGMENTS};
 use crate::stats::Drop;
 
-/// Datagrams on their way to the host's kernel: one slot, sent in one part or several.
+/// Datagrams on their way to the host's kernel: a run of several slots, sent in one part, or one slot, sent in
+/// one part or several.
 #[derive(Debug)]
 pub(super) struct Sending {
     flow: FlowId,
-    slot: Slot,
-    to: SocketAddr,
-    opts: SendOpts,
+    slots: Chain,
+    run: Run,
     /// Parts that have not completed.
     left: u32,
     /// What a part was refused with.
@@ -47,20 +51,33 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Bytes of each part but the last: all of it, or as many segments as one send takes.
-    fn part_bytes(&self) -> usize {
-        let segment = usize::from(self.opts.segment);
-        if segment == 0 {
-            return self.slot.len();
+    /// Parts to be sent.
+    fn parts(&self) -> u32 {
+        match (self.slots.slots(), self.run.opts().segment) {
+            (1, 1..) => self.slots.bytes().div_ceil(self.part_bytes() as u32).max(1),
+            _ => 1,
         }
+    }
+
+    /// Bytes of each part but the last of a run in one slot: as many segments as one send takes.
+    fn part_bytes(&self) -> usize {
+        let segment = usize::from(self.run.opts().segment).max(1);
         segment * UDP_SEND_SEGMENTS.min(UDP_SEND_BYTES / segment).max(1)
     }
 
-    fn part(&self, part: u32) -> &[u8] {
-        let bytes = self.slot.bytes();
-        let start = (part as usize * self.part_bytes()).min(bytes.len());
-        let end = (start + self.part_bytes()).min(bytes.len());
-        &bytes[start..end]
+    /// Calls `f` with what lies together in memory of a part.
+    fn for_each(&self, part: u32, mut f: impl FnMut(&[u8])) {
+        let cut = self.slots.slots() == 1 && self.run.opts().segment != 0;
+        self.slots.for_each(|slot| {
+            let bytes = slot.bytes();
+            let (mut start, mut end) = (0, bytes.len());
+            if cut {
+                start = (part as usize * self.part_bytes()).min(end);
+                end = (start + self.part_bytes()).min(end);
+            }
+            f(&bytes[start..end]);
+            true
+        });
     }
 }
 
@@ -77,6 +94,12 @@ impl Worker {
         };
         let mut sock = Sock::new(fd, flow.generation);
         sock.rearm = Op::Data as u8 | Op::ErrQueue as u8;
+        sock.run_limit = match kind {
+            DgramKind::Udp4 => Limit::ethernet(true),
+            DgramKind::Udp6 => Limit::ethernet(false),
+            // A ping socket knows no runs, and a query is alone.
+            DgramKind::Ping4 | DgramKind::Ping6 | DgramKind::Dns(_) => Limit::NONE,
+        };
         self.put_sock(flow, sock);
         self.arm_dgram(flow)
     }
@@ -124,37 +147,65 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends the slot's range, in parts when it is a run of more datagrams than one send takes.
-    pub(super) fn dgram_send(
-        &mut self,
-        flow: FlowId,
-        slot: Slot,
-        to: SocketAddr,
-        opts: SendOpts,
-    ) -> io::Result<()> {
-        if self.dgram_sends.is_full() {
-            self.stack.stats_mut().drop(Drop::HostRefused);
-            return Ok(());
+    /// Takes a datagram, or a run of the guest's own, to be sent at the turn's end: together with those
+    /// before it, where one send can carry them.
+    pub(super) fn dgram_send(&mut self, flow: FlowId, slot: Slot, to: SocketAddr, opts: SendOpts) {
+        let full = self.dgram_sends.is_full();
+        let Some(sock) = self.sock(flow) else { return };
+        let (open, limit) = (sock.open, sock.run_limit);
+        if let Some(sending) = open.and_then(|index| self.dgram_sends.get(index))
+            && sending.run.takes(to, opts, slot.len())
+        {
+            return sending.slots.push_back(slot);
         }
+        if full {
+            return self.stack.stats_mut().drop(Drop::HostRefused);
+        }
+        let run = Run::new(to, opts, slot.len(), limit);
+        let mut slots = Chain::new();
+        slots.push_back(slot);
+        let index = self.dgram_sends.put(Sending { flow, slots, run, left: 0, failed: None });
+        self.dgrams_out.push(index);
+        if let Some(sock) = self.sock(flow) {
+            sock.open = Some(index);
+        }
+    }
+
+    /// Submits the turn's datagrams, in the order in which they came.
+    pub(super) fn flush_dgrams(&mut self) -> io::Result<()> {
+        let mut out = std::mem::take(&mut self.dgrams_out);
+        for &index in &out {
+            self.push_dgrams(index)?;
+        }
+        out.clear();
+        self.dgrams_out = out;
+        Ok(())
+    }
+
+    fn push_dgrams(&mut self, index: u32) -> io::Result<()> {
+        let Some(sending) = self.dgram_sends.get(index) else { return Ok(()) };
+        let parts = sending.parts();
+        sending.left = parts;
+        let (flow, to, opts) = (sending.flow, sending.run.to(), sending.run.opts());
         self.set_df(flow, &to, opts.df)?;
-        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        let Some(sock) = self.sock(flow) else {
+            drop(self.dgram_sends.take(index));
+            return Ok(());
+        };
         let raw = sock.raw();
-        let mut sending = Sending { flow, slot, to, opts, left: 1, failed: None };
-        if opts.segment != 0 {
-            sending.left = sending.slot.len().div_ceil(sending.part_bytes()).max(1) as u32;
-        }
-        let parts = sending.left;
+        sock.open = None;
         sock.sends += parts;
-        let index = self.dgram_sends.put(sending);
         for part in 0..parts {
             let Some(sending) = self.dgram_sends.get(index) else { return Ok(()) };
             let msg = self.scratch.next();
-            msg.datagram(sending.part(part), to, &opts);
+            msg.iov.clear();
+            sending.for_each(part, |bytes| msg.add(bytes));
+            msg.datagram(to, &opts);
             let entry = opcode::SendMsg::new(types::Fd(raw), &raw const msg.hdr)
                 .flags((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)
                 .build()
                 .user_data(Token::DgramSend { index, part }.pack());
-            // SAFETY: payload lies in a slot that `dgram_sends` holds until the last part's completion;
+            // SAFETY: payload lies in slots that `dgram_sends` holds until the last part's completion;
             // all else in a box of `scratch`, untouched until the next turn begins, when the entry is
             // submitted.
             unsafe { self.ring.push(&entry) }?;
@@ -206,11 +257,14 @@ impl Worker {
         sending.failed = sending.failed.or(failed);
         sending.left -= 1;
         if sending.left == 0
-            && let Some(Sending { slot, to, failed, .. }) = self.dgram_sends.take(index)
+            && let Some(Sending { mut slots, run, failed, .. }) = self.dgram_sends.take(index)
             && let Some(errno) = failed
             && !closing
         {
-            self.stack.handle_event(Event::DgramSent { flow, slot, to, errno }, self.now);
+            while let Some(slot) = slots.pop_front() {
+                let event = Event::DgramSent { flow, slot, to: run.to(), errno };
+                self.stack.handle_event(event, self.now);
+            }
         }
         if closing
             && let Some(Some(sock)) = self.socks.get(flow.index as usize)
@@ -276,16 +330,20 @@ impl Worker {
 }
 
 impl Msg {
-    /// Makes this the `msghdr` of a datagram. `payload` must outlive the send.
-    fn datagram(&mut self, payload: &[u8], to: SocketAddr, opts: &SendOpts) {
+    /// Adds payload, which must outlive the send.
+    fn add(&mut self, bytes: &[u8]) {
+        let (iov_base, iov_len) = (bytes.as_ptr().cast_mut().cast(), bytes.len());
+        self.iov.push(libc::iovec { iov_base, iov_len });
+    }
+
+    /// Makes this the `msghdr` of what was added.
+    fn datagram(&mut self, to: SocketAddr, opts: &SendOpts) {
         self.addr = SockAddr::from(to);
-        self.iov[0] =
-            libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
         let len = cmsg::write(&mut self.control.0, &to, opts);
         self.hdr.msg_name = self.addr.as_ptr().cast_mut().cast();
         self.hdr.msg_namelen = self.addr.len();
         self.hdr.msg_iov = self.iov.as_mut_ptr();
-        self.hdr.msg_iovlen = 1;
+        self.hdr.msg_iovlen = self.iov.len() as _;
         self.hdr.msg_control = self.control.0.as_mut_ptr().cast();
         self.hdr.msg_controllen = len as _;
         self.hdr.msg_flags = 0;
@@ -295,40 +353,49 @@ impl Msg {
 /// Sends a part again that was refused, when the refusal may have been meant for another datagram;
 /// a run that cannot leave as one (a segment above the path's MTU, a device without checksum
 /// offload), datagram by datagram.
-fn send_again(sock: &Sock, sending: &Sending, part: u32, errno: i32) -> Result<(), Errno> {
+fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Result<(), Errno> {
     // Out of room: the datagram is lost, as on a full interface.
     if matches!(errno, libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ECANCELED) {
         return Err(Errno(errno));
     }
-    let payload = sending.part(part);
-    let result = send_clear(sock, payload, sending.to, &sending.opts);
-    match (result, usize::from(sending.opts.segment)) {
-        (Err(Errno(libc::EMSGSIZE | libc::EINVAL | libc::EIO)), segment @ 1..) => {
-            let opts = SendOpts { segment: 0, ..sending.opts };
-            payload
-                .chunks(segment)
-                .map(|datagram| send_clear(sock, datagram, sending.to, &opts))
-                .fold(Ok(()), Result::and)
-        }
-        (result, _) => result,
+    let (to, opts) = (sending.run.to(), sending.run.opts());
+    let mut msg = Msg::new();
+    sending.for_each(part, |bytes| msg.add(bytes));
+    let result = send_clear(sock, &mut msg, to, &opts);
+    let Err(Errno(errno @ (libc::EMSGSIZE | libc::EINVAL | libc::EIO))) = result else {
+        return result;
+    };
+    if opts.segment == 0 {
+        return result;
     }
+    sock.run_limit.refused(errno, opts.segment);
+    let alone = SendOpts { segment: 0, ..opts };
+    let mut result = Ok(());
+    sending.for_each(part, |bytes| {
+        for datagram in bytes.chunks(usize::from(opts.segment)) {
+            msg.iov.clear();
+            msg.add(datagram);
+            result = result.and(send_clear(sock, &mut msg, to, &alone));
+        }
+    });
+    result
 }
 
 /// Sends by a plain system call, after taking the socket's pending error away. What is refused all
 /// the same is tried once more: another error may have come in between. The error queue keeps them all.
-fn send_clear(sock: &Sock, payload: &[u8], to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
+fn send_clear(sock: &Sock, msg: &mut Msg, to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
+    msg.datagram(to, opts);
     let send = || {
         sock.error();
-        send_now(sock.raw(), payload, to, opts)
+        send_now(sock.raw(), msg)
     };
     send().or_else(|_| send())
 }
 
 /// Sends by a plain system call.
-fn send_now(fd: RawFd, payload: &[u8], to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
-    let mut msg = Msg::new();
-    msg.datagram(payload, to, opts);
-    // SAFETY: `msg` and all it points to live until the call returns; the kernel only reads them.
+fn send_now(fd: RawFd, msg: &Msg) -> Result<(), Errno> {
+    // SAFETY: `msg`, made a `msghdr` by `Msg::datagram`, and the slots that it points to live until the call
+    // returns; the kernel only reads them.
     let sent =
         unsafe { libc::sendmsg(fd, &raw const msg.hdr, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     if sent < 0 {
@@ -365,6 +432,10 @@ fn socket(net: &NetConfig, kind: DgramKind) -> io::Result<Socket> {
     // Room for a burst of large datagrams; the kernel clamps it to net.core.[rw]mem_max.
     socket.set_recv_buffer_size(SOCKET_BUFFER)?;
     socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    if matches!(kind, DgramKind::Udp4 | DgramKind::Udp6) {
+        // Datagrams that the host's kernel has coalesced come as they are, and go on as one frame.
+        set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    }
     if let DgramKind::Dns(resolver) = kind {
         socket.connect(&resolver.into())?;
         return Ok(socket);

@@ -33,6 +33,7 @@ mod cmsg;
 mod complete;
 mod dgram;
 mod ring;
+mod run;
 mod sock;
 mod submit;
 pub mod team;
@@ -53,8 +54,8 @@ use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::FlowId;
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_MAX, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES, SLOTS_MAX,
-    TAP_SLOTS, VNET_LEN,
+    BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES,
+    SLOTS_MAX, TAP_SLOTS, VNET_LEN,
 };
 use crate::stack::Stack;
 use crate::stats::{Drop as Dropped, Stats};
@@ -211,6 +212,8 @@ struct Worker {
     writes: InFlight<(Slot, Option<FlowId>)>,
     /// Datagram sends in flight, by index.
     dgram_sends: InFlight<Sending>,
+    /// Those of this turn, not yet submitted.
+    dgrams_out: Vec<u32>,
     socks: Vec<Option<Sock>>,
     /// Headers and addresses of this turn's submissions.
     scratch: Scratch,
@@ -260,10 +263,11 @@ impl Worker {
         let mut worker = Self {
             from_tap: BufRing::new(&ring, 0, TAP_SLOTS, &pools.large, frame_at)?,
             from_host: BufRing::new(&ring, 1, HOST_SLOTS, &pools.large, HEADROOM)?,
-            dgrams: BufRing::new(&ring, 2, HOST_SLOTS, &pools.large, 0)?,
+            dgrams: BufRing::new(&ring, 2, DGRAM_SLOTS, &pools.large, 0)?,
             ring,
             writes: InFlight::new(),
             dgram_sends: InFlight::new(),
+            dgrams_out: Vec::with_capacity(64),
             socks: Vec::new(),
             scratch: Scratch::new(),
             stack,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::run::Limit;
 use super::token::Op;
 use crate::arena::Chain;
 use crate::config::NetConfig;
@@ -22,6 +23,10 @@ pub(super) struct Sock {
     ops: u8,
     /// Datagram sends in flight.
     pub(super) sends: u32,
+    /// The newest send of the turn, which may take more datagrams.
+    pub(super) open: Option<u32>,
+    /// Which datagrams leave in runs.
+    pub(super) run_limit: Limit,
     /// To be closed when nothing is in flight any more.
     pub(super) closing: bool,
     /// Ops that were asked for but ended for want of a buffer, to be submitted again.
@@ -62,6 +67,8 @@ impl Sock {
             generation,
             ops: 0,
             sends: 0,
+            open: None,
+            run_limit: Limit::NONE,
             closing: false,
             rearm: 0,
             recv_max: 0,

@@ -31,7 +31,8 @@ pub(super) struct Scratch {
 /// One `msghdr` with all it points to.
 pub(super) struct Msg {
     pub(super) hdr: libc::msghdr,
-    pub(super) iov: [libc::iovec; SEND_SLOTS],
+    /// Keeps its room from turn to turn.
+    pub(super) iov: Vec<libc::iovec>,
     pub(super) addr: SockAddr,
     pub(super) control: Control,
 }
@@ -42,10 +43,10 @@ pub(super) struct Control(pub(super) [u8; SEND_CONTROL]);
 
 impl Msg {
     pub(super) fn new() -> Self {
-        // SAFETY: all-zero bytes are a valid `msghdr` and valid iovecs (null, length 0).
-        let (hdr, iov) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        // SAFETY: all-zero bytes are a valid `msghdr`.
+        let hdr = unsafe { std::mem::zeroed() };
         let addr = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], 0)));
-        Self { hdr, iov, addr, control: Control([0; SEND_CONTROL]) }
+        Self { hdr, iov: Vec::new(), addr, control: Control([0; SEND_CONTROL]) }
     }
 }
 
@@ -85,7 +86,10 @@ impl Worker {
                 Ok(())
             }
             Action::DgramOpen { flow, kind } => self.dgram_open(flow, kind),
-            Action::DgramSend { flow, slot, to, opts } => self.dgram_send(flow, slot, to, opts),
+            Action::DgramSend { flow, slot, to, opts } => {
+                self.dgram_send(flow, slot, to, opts);
+                Ok(())
+            }
             Action::Close { flow, reset } => self.close(flow, reset),
             Action::HandOver { worker, slot, cut } => self.hand_over(worker, &slot, cut),
             Action::DnsUsed => {
@@ -127,14 +131,16 @@ impl Worker {
     }
 
     /// Writes a frame in ready pieces, each in a slot of its own.
-    fn cut_write(&mut self, slot: &Slot) -> io::Result<()> {
+    pub(super) fn cut_write(&mut self, slot: &Slot) -> io::Result<()> {
         let Some(mut cutter) = Cutter::new(slot.bytes(), self.net.mtu, self.ip_id) else {
             self.stack.stats_mut().drop(Drop::TapRefused);
             return Ok(());
         };
+        // A virtio header of zeros: nothing is left to do.
+        let head = if self.tap.vnet { VNET_LEN } else { 0 };
         while let Some(len) = cutter.next_len() {
             let pools = self.stack.pools();
-            let piece = if len <= BLOCK_BYTES {
+            let piece = if head + len <= BLOCK_BYTES {
                 pools.small.take_above(BLOCKS_RESERVED)
             } else {
                 // Reading goes before: what a read needs is left.
@@ -146,8 +152,10 @@ impl Worker {
                 self.stack.stats_mut().drop(Drop::NoBuffer);
                 break;
             };
-            piece.set_range(0, len);
+            piece.set_range(head, len);
             cutter.write(piece.bytes_mut());
+            piece.prepend(head);
+            piece.bytes_mut()[..head].fill(0);
             self.push_write(piece, 0, None)?;
         }
         self.ip_id = cutter.next_id();
@@ -235,20 +243,19 @@ impl Worker {
                 .build()
         } else {
             let msg = self.scratch.next();
-            let mut n = 0;
+            msg.iov.clear();
             sock.sending.for_each(|slot| {
                 let bytes = slot.bytes();
-                msg.iov[n] = libc::iovec {
+                msg.iov.push(libc::iovec {
                     iov_base: bytes.as_ptr().cast_mut().cast(),
                     iov_len: bytes.len(),
-                };
-                n += 1;
-                n < SEND_SLOTS
+                });
+                msg.iov.len() < SEND_SLOTS
             });
             msg.hdr.msg_name = std::ptr::null_mut();
             msg.hdr.msg_namelen = 0;
             msg.hdr.msg_iov = msg.iov.as_mut_ptr();
-            msg.hdr.msg_iovlen = n as _;
+            msg.hdr.msg_iovlen = msg.iov.len() as _;
             msg.hdr.msg_control = std::ptr::null_mut();
             msg.hdr.msg_controllen = 0;
             opcode::SendMsg::new(types::Fd(raw), &raw const msg.hdr).flags(flags as u32).build()
@@ -343,6 +350,8 @@ impl Worker {
     }
 
     fn close(&mut self, flow: FlowId, reset: bool) -> io::Result<()> {
+        // What was sent before leaves before.
+        self.flush_dgrams()?;
         let Some(sock) = self.sock(flow) else {
             // No socket was ever made.
             self.stack.handle_event(Event::Closed { flow }, self.now);
@@ -377,8 +386,9 @@ impl Worker {
         unsafe { self.ring.push(&entry) }
     }
 
-    /// Refills the provided rings and arms what has ended.
+    /// Submits the turn's datagrams, refills the provided rings and arms what has ended.
     pub(super) fn rearm(&mut self) -> io::Result<()> {
+        self.flush_dgrams()?;
         self.from_host.refill();
         // Without a buffer it would end again at once; the turn that brings one back arms.
         if self.dgrams.refill() {

@@ -16,7 +16,7 @@ use crate::arena::Pools;
 use crate::flow::icmp;
 use crate::frame::build::{self, Out};
 use crate::frame::{self, L3, Pair, vnet};
-use crate::limits::{HEADROOM, HOST_SLOTS, SLOT_BYTES, TAP_SLOTS};
+use crate::limits::{DGRAM_SLOTS, HEADROOM, HOST_SLOTS, SLOT_BYTES, TAP_SLOTS};
 use crate::time::Time;
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -350,7 +350,7 @@ fn closing_gives_everything_back() {
     assert_eq!(sends.items.len(), sends.free.len());
     // Only what the kernel holds for reads is lent.
     let pools = bed.worker.stack.pools();
-    assert_eq!(pools.large.lent(), u32::from(TAP_SLOTS + 2 * HOST_SLOTS));
+    assert_eq!(pools.large.lent(), u32::from(TAP_SLOTS + HOST_SLOTS + DGRAM_SLOTS));
     // The mapping's port is gone: the closed socket hears nothing.
     assert!(UdpSocket::bind(("0.0.0.0", mapping.port())).is_ok());
 }
@@ -385,7 +385,7 @@ fn a_flooded_mapping_does_not_starve_another() {
     let mut bytes = vec![0; SLOT_BYTES];
     // More than the buffers of a turn are waiting, always.
     let mut flood = |bed: &mut Bed| {
-        for _ in 0..3 * HOST_SLOTS {
+        for _ in 0..3 * DGRAM_SLOTS {
             let _ = flooder.send_to(b"flood", mappings[0]);
         }
         bed.turn(Time(1000));
@@ -401,4 +401,146 @@ fn a_flooded_mapping_does_not_starve_another() {
     server.send_to(b"calm", mappings[1]).unwrap();
     let turns = (1..100).find(|_| flood(&mut bed));
     assert!(turns.is_some_and(|turns| turns <= 5), "{turns:?}");
+}
+
+/// A run of datagrams from the socket: their bytes, and the size of each (0: one datagram).
+fn hear_run(bed: &mut Bed, server: &UdpSocket) -> (Vec<u8>, usize) {
+    while server.peek(&mut [0; 4]).is_err() {
+        bed.turn(Time(1000));
+    }
+    let mut control = nix::cmsg_space!([u8; 64]);
+    let mut buffer = vec![0; 70_000];
+    let mut iov = [io::IoSliceMut::new(&mut buffer)];
+    let flags = nix::sys::socket::MsgFlags::empty();
+    let msg =
+        nix::sys::socket::recvmsg::<()>(server.as_raw_fd(), &mut iov, Some(&mut control), flags)
+            .unwrap();
+    let size = msg.cmsgs().unwrap().find_map(|c| match c {
+        nix::sys::socket::ControlMessageOwned::UdpGroSegments(size) => Some(size as usize),
+        _ => None,
+    });
+    let len = msg.bytes;
+    buffer.truncate(len);
+    (buffer, size.unwrap_or(0))
+}
+
+#[test]
+fn datagrams_of_a_turn_leave_in_runs_and_in_order() {
+    let Some(mut bed) = Bed::new() else { return };
+    for (_, host) in [V4, V6] {
+        let (one, two) = (bed.server(host), bed.server(host));
+        for server in [&one, &two] {
+            set(server.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).unwrap();
+        }
+        for (to, byte, len) in [
+            // Three of a size and a shorter one, which ends the run.
+            (&one, 1, 100),
+            (&one, 2, 100),
+            (&one, 3, 100),
+            (&one, 4, 7),
+            (&one, 5, 100),
+            // Another peer: what follows begins anew, or it would overtake.
+            (&two, 6, 100),
+            (&one, 7, 100),
+            (&one, 8, 100),
+            (&one, 9, 0),
+            (&one, 10, 2000),
+            (&one, 11, 2000),
+        ] {
+            bed.send(host, port(to), &vec![byte; len], 0);
+        }
+        let runs = |bed: &mut Bed, server: &UdpSocket, n: usize| -> Vec<(Vec<u8>, usize)> {
+            (0..n).map(|_| hear_run(bed, server)).collect()
+        };
+        let seen = runs(&mut bed, &one, 6);
+        let run = |parts: &[(u8, usize)]| -> Vec<u8> {
+            parts.iter().flat_map(|&(byte, len)| vec![byte; len]).collect()
+        };
+        assert_eq!(seen[0], (run(&[(1, 100), (2, 100), (3, 100), (4, 7)]), 100));
+        assert_eq!(seen[1], (run(&[(5, 100)]), 0));
+        assert_eq!(seen[2], (run(&[(7, 100), (8, 100)]), 100));
+        assert_eq!(seen[3], (vec![], 0));
+        assert_eq!((&seen[4], &seen[5]), (&(vec![10; 2000], 0), &(vec![11; 2000], 0)));
+        assert_eq!(runs(&mut bed, &two, 1), [(vec![6; 100], 0)]);
+    }
+    assert_eq!(bed.worker.stack.stats().dropped(Drop::HostRefused), 0);
+    bed.turn(Time(1000));
+    assert_eq!(sends_of(&bed).items.len(), sends_of(&bed).free.len());
+}
+
+fn sends_of(bed: &Bed) -> &InFlight<Sending> {
+    &bed.worker.dgram_sends
+}
+
+#[test]
+fn a_path_that_takes_no_run_gets_every_datagram() {
+    let Some(mut bed) = Bed::new() else { return };
+    assert!(
+        Command::new("ip").args(["link", "set", "lo", "mtu", "1300"]).status().unwrap().success()
+    );
+    let server = bed.server(V4.1);
+    for round in 0..3u8 {
+        for i in 0..8u8 {
+            bed.send(V4.1, port(&server), &[round * 8 + i; 1400], 0);
+        }
+        let mut buffer = [0; 2000];
+        for i in 0..8u8 {
+            assert_eq!(bed.hear(&server, &mut buffer).0, 1400);
+            assert!(buffer[..1400] == [round * 8 + i; 1400], "{round} {i}");
+        }
+    }
+    // Learned: runs of such datagrams are not tried again.
+    let limits = bed.worker.socks.iter().flatten().map(|sock| sock.run_limit);
+    let mut learned = Limit::ethernet(true);
+    learned.refused(libc::EMSGSIZE, 1400);
+    assert!(limits.eq([learned]));
+    assert_eq!(bed.worker.stack.stats().dropped(Drop::HostRefused), 0);
+}
+
+#[test]
+fn a_run_from_the_host_is_one_frame() {
+    let Some(mut bed) = Bed::new() else { return };
+    let mut bytes = vec![0; SLOT_BYTES];
+    for (_, host) in [V4, V6] {
+        let server = bed.server(host);
+        bed.send(host, port(&server), b"x", 0);
+        let (_, mapping) = bed.hear(&server, &mut [0; 10]);
+        set(server.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 1000).unwrap();
+        for len in [64_000, 1001, 1000, 3] {
+            let payload: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            server.send_to(&payload, mapping).unwrap();
+            let (header, l4) = loop {
+                let Ok(n) = bed.guest.recv(&mut bytes) else {
+                    bed.turn(Time(1000));
+                    continue;
+                };
+                let parsed = frame::parse(&bytes[..n]).unwrap();
+                let L3::Ip(ip) = parsed.l3 else { continue };
+                if ip.proto == IpProtocol::Udp {
+                    break (parsed.vnet, bytes[ip.start..ip.end].to_vec());
+                }
+            };
+            assert!(l4[8..] == payload, "{len}");
+            let run = if len > 1000 { (vnet::GSO_UDP_L4, 1000) } else { (vnet::GSO_NONE, 0) };
+            assert_eq!((header.gso_type, header.gso_size), run, "{len}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_the_guest_does_not_take_is_cut() {
+    let Some(mut bed) = Bed::new() else { return };
+    let payload: Vec<u8> = (0..10_500u32).map(|i| (i % 251) as u8).collect();
+    let mut slot = bed.worker.stack.pools().large.take().unwrap();
+    slot.set_range(HEADROOM, payload.len());
+    slot.bytes_mut().copy_from_slice(&payload);
+    build::udp(&mut slot, &bed.out(V4.1, 33, false), 7, 5000, 1000);
+    let index = bed.worker.writes.put((slot, None));
+    bed.worker.tap_written(index, -libc::EINVAL).unwrap();
+    for datagram in payload.chunks(1000) {
+        let packet = bed.receive();
+        assert!(packet.udp().2 == datagram);
+        assert_eq!((packet.ttl, packet.tos), (33, 0xb8));
+    }
+    assert_eq!(bed.worker.stack.stats().dropped(Drop::TapRefused), 0);
 }
