@@ -131,11 +131,20 @@ pub enum Action {
         worker: u8,
         /// The frame, as it came.
         slot: Slot,
-        /// It came in fragments.
-        cut: bool,
+        /// What it does not say itself.
+        about: Handed,
     },
     /// A DNS query came: whoever watches resolv.conf may want to look. At most once a second.
     DnsUsed,
+}
+
+/// About a frame that is handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handed {
+    /// It came in fragments.
+    pub cut: bool,
+    /// It starts a connection that the receiver is to have.
+    pub placed: bool,
 }
 
 /// Kinds of datagram sockets.

@@ -40,7 +40,7 @@ const SHARDS: usize = 16;
 #[derive(Debug)]
 pub struct Directory {
     shards: [Mutex<HashMap<FlowKey, u8>>; SHARDS],
-    /// Open connections of each worker.
+    /// Connections of each worker: those it has, and those on their way to it.
     loads: Vec<AtomicU32>,
     /// Keys the choice of a shard.
     secret: [u64; 2],
@@ -123,13 +123,31 @@ impl Seat {
         }
     }
 
-    /// The worker that a new connection is better off with than with us.
+    /// The worker that a new connection is better off with than with us. It counts as that one's from now on, until
+    /// the frame has [arrived](Seat::arrived) or is lost, so that a burst is not all sent to one.
     pub fn place(&self) -> Option<u8> {
-        let loads = self.directory.loads.iter().map(|load| load.load(Ordering::Relaxed));
+        let all = &self.directory.loads;
+        let loads = all.iter().map(|load| load.load(Ordering::Relaxed));
         let mine = loads.clone().nth(usize::from(self.me))?;
         let total: u32 = loads.clone().sum();
         let (least, load) = loads.enumerate().min_by_key(|&(_, load)| load)?;
-        (total < PLACE_FLOWS && mine >= load + PLACE_GAP).then_some(least as u8)
+        if total >= PLACE_FLOWS || mine < load + PLACE_GAP {
+            return None;
+        }
+        all.get(least)?.fetch_add(1, Ordering::Relaxed);
+        Some(least as u8)
+    }
+
+    /// What was [placed](Seat::place) with a worker has come there and counts for itself, or never will.
+    pub fn arrived(&self, at: u8) {
+        if let Some(load) = self.directory.loads.get(usize::from(at)) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Our own number.
+    pub fn me(&self) -> u8 {
+        self.me
     }
 
     /// Our count of such flows, if they are counted.
@@ -196,7 +214,9 @@ mod tests {
         assert_eq!(seats[0].place(), None, "a gap of one is left to chance");
         claim(0, 2);
         assert_eq!((seats[0].place(), seats[1].place()), (Some(1), None));
+        assert_eq!(seats[0].place(), None, "one is on its way");
         claim(1, 3);
+        seats[1].arrived(1);
         assert_eq!(seats[0].place(), None);
         // Only connections count.
         for port in 10..20 {
@@ -205,6 +225,9 @@ mod tests {
         assert_eq!(seats[0].place(), None);
         claim(0, 4);
         assert_eq!(seats[0].place(), Some(1));
+        seats[0].arrived(1);
+        assert_eq!(seats[0].place(), Some(1), "the first was lost");
+        seats[0].arrived(1);
         seats[0].release(&key(Proto::Tcp, 1));
         assert_eq!(seats[0].place(), None);
     }

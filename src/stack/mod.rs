@@ -32,7 +32,9 @@ use crate::flow::table::Table;
 use crate::flow::tcp::{self, TcpFlow};
 use crate::flow::timers::Timers;
 use crate::flow::udp::UdpFlow;
-use crate::flow::{Action, Actions, Ctx, DgramEvent, Errno, Event, FlowId, Next, SendOpts, icmp};
+use crate::flow::{
+    Action, Actions, Ctx, DgramEvent, Errno, Event, FlowId, Handed, Next, SendOpts, icmp,
+};
 use crate::frame::{self, Ip, L3, Mac, Malformed, Parsed, vnet};
 use crate::limits::FLOWS_MAX;
 use crate::stats::{Drop, Stats};
@@ -90,8 +92,7 @@ pub struct Stack {
 struct Arrival {
     /// From another worker, not from our queue: it goes no further.
     handed: bool,
-    /// In fragments.
-    cut: bool,
+    about: Handed,
 }
 
 /// Where a flow is.
@@ -160,10 +161,21 @@ impl Stack {
         self.take_frame(slot, now);
     }
 
-    /// Takes a frame that another worker has handed over; `cut` as it came with [`Action::HandOver`].
-    pub fn handle_handed(&mut self, slot: Slot, cut: bool, now: Time) {
-        self.arrival = Arrival { handed: true, cut };
+    /// Takes a frame that another worker has handed over, as it came with [`Action::HandOver`].
+    pub fn handle_handed(&mut self, slot: Slot, about: Handed, now: Time) {
+        self.arrival = Arrival { handed: true, about };
         self.take_frame(slot, now);
+        if let Some(seat) = self.seat.as_ref().filter(|_| about.placed) {
+            seat.arrived(seat.me());
+        }
+    }
+
+    /// A frame does not reach the worker that it was handed over to (which may be this one).
+    pub fn handle_lost(&mut self, worker: u8, about: Handed, why: Drop) {
+        self.stats.drop(why);
+        if let Some(seat) = self.seat.as_ref().filter(|_| about.placed) {
+            seat.arrived(worker);
+        }
     }
 
     fn take_frame(&mut self, slot: Slot, now: Time) {
@@ -199,9 +211,9 @@ impl Stack {
                 return;
             };
             (slot, ip) = (whole, whole_ip);
-            self.arrival.cut = true;
+            self.arrival.about.cut = true;
         }
-        if self.arrival.cut {
+        if self.arrival.about.cut {
             // What the guest has cut may be cut again, also where IPv6 says "don't" (frame::parse): a guest
             // with a large MTU cuts when it has learned the path's.
             ip.df = false;
@@ -293,6 +305,7 @@ impl Stack {
         if !self.arrival.handed
             && let Some(worker) = self.seat.as_ref().and_then(Seat::place)
         {
+            self.arrival.about.placed = true;
             self.hand_over(worker, slot);
             return None;
         }
@@ -355,7 +368,7 @@ impl Stack {
             return self.stats.drop(Drop::Misplaced);
         }
         self.stats.handed_over += 1;
-        self.actions.push(Action::HandOver { worker, slot, cut: self.arrival.cut });
+        self.actions.push(Action::HandOver { worker, slot, about: self.arrival.about });
     }
 
     fn handle_udp(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {

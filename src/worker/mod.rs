@@ -316,16 +316,16 @@ impl Worker {
             self.team.take(self.me, &mut self.handed);
         }
         for _ in 0..HAND_OVER_TURN {
-            let Some((frame, cut)) = self.handed.next() else { return self.handed.clear() };
+            let Some((frame, about)) = self.handed.next() else { return self.handed.clear() };
             let pools = self.stack.pools();
             let Some(mut slot) = pools.large.take_above(u32::from(TAP_SLOTS + HOST_SLOTS)) else {
-                self.stack.stats_mut().drop(Dropped::NoBuffer);
+                self.stack.handle_lost(self.me, about, Dropped::NoBuffer);
                 continue;
             };
             slot.set_range(0, frame.len());
             slot.bytes_mut().copy_from_slice(frame);
             self.stack.stats_mut().copied_bytes += frame.len() as u64;
-            self.stack.handle_handed(slot, cut, self.now);
+            self.stack.handle_handed(slot, about, self.now);
         }
     }
 

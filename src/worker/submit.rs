@@ -15,7 +15,7 @@ use super::team::Posted;
 use super::token::{Op, Token};
 use super::{Notice, Worker};
 use crate::arena::{Chain, Slot};
-use crate::flow::{Action, Errno, Event, FlowId, Received};
+use crate::flow::{Action, Errno, Event, FlowId, Handed, Received};
 use crate::frame::segment::{self, Cutter};
 use crate::limits::{BLOCK_BYTES, BLOCKS_RESERVED, HOST_SLOTS, SEND_SLOTS, TAP_SLOTS, VNET_LEN};
 use crate::stats::Drop;
@@ -91,7 +91,7 @@ impl Worker {
                 Ok(())
             }
             Action::Close { flow, reset } => self.close(flow, reset),
-            Action::HandOver { worker, slot, cut } => self.hand_over(worker, &slot, cut),
+            Action::HandOver { worker, slot, about } => self.hand_over(worker, &slot, about),
             Action::DnsUsed => {
                 let _ = self.notices.send(Notice::DnsUsed);
                 Ok(())
@@ -182,11 +182,11 @@ impl Worker {
     }
 
     /// Copies a frame into another worker's inbox, and rings.
-    fn hand_over(&mut self, worker: u8, slot: &Slot, cut: bool) -> io::Result<()> {
-        let ring = match self.team.post(worker, slot.bytes(), cut) {
+    fn hand_over(&mut self, worker: u8, slot: &Slot, about: Handed) -> io::Result<()> {
+        let ring = match self.team.post(worker, slot.bytes(), about) {
             Posted::Quietly => return Ok(()),
             Posted::Full => {
-                self.stack.stats_mut().drop(Drop::HandOverFull);
+                self.stack.handle_lost(worker, about, Drop::HandOverFull);
                 return Ok(());
             }
             Posted::Ring(ring) => ring,

@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::flow::Handed;
 use crate::limits::{HAND_OVER_BYTES, HAND_OVER_FRAMES, SLOT_BYTES};
 use crate::stack::directory::{Directory, Seat};
 
@@ -78,9 +79,9 @@ impl Team {
     }
 
     /// Puts a frame into a member's inbox.
-    pub(super) fn post(&self, to: u8, frame: &[u8], cut: bool) -> Posted {
+    pub(super) fn post(&self, to: u8, frame: &[u8], about: Handed) -> Posted {
         let Some(inbox) = self.inboxes.get(usize::from(to)) else { return Posted::Full };
-        if !inbox.frames.lock().unwrap_or_else(PoisonError::into_inner).put(frame, cut) {
+        if !inbox.frames.lock().unwrap_or_else(PoisonError::into_inner).put(frame, about) {
             return Posted::Full;
         }
         // After the frame is there: whoever clears the flag takes it along.
@@ -118,20 +119,23 @@ pub(super) struct Frames {
     at: usize,
 }
 
-/// Set in the length of a frame that came in fragments.
+/// Set in the length: [`Handed::cut`].
 const CUT: u32 = 1 << 31;
+/// Set in the length: [`Handed::placed`].
+const PLACED: u32 = 1 << 30;
 const LENGTH: usize = size_of::<u32>();
-const _: () = assert!(SLOT_BYTES < CUT as usize);
+const _: () = assert!(SLOT_BYTES < PLACED as usize);
 
 impl Frames {
     /// Adds one; false: there is no room.
-    fn put(&mut self, frame: &[u8], cut: bool) -> bool {
+    fn put(&mut self, frame: &[u8], about: Handed) -> bool {
         if self.count >= HAND_OVER_FRAMES
             || self.bytes.len() + LENGTH + frame.len() > HAND_OVER_BYTES
         {
             return false;
         }
-        let word = frame.len() as u32 | if cut { CUT } else { 0 };
+        let bit = |set, bit| if set { bit } else { 0 };
+        let word = frame.len() as u32 | bit(about.cut, CUT) | bit(about.placed, PLACED);
         self.bytes.extend_from_slice(&word.to_ne_bytes());
         self.bytes.extend_from_slice(frame);
         self.count += 1;
@@ -143,13 +147,13 @@ impl Frames {
         self.at >= self.bytes.len()
     }
 
-    /// The next one, and whether it came in fragments.
-    pub(super) fn next(&mut self) -> Option<(&[u8], bool)> {
+    /// The next one.
+    pub(super) fn next(&mut self) -> Option<(&[u8], Handed)> {
         let (word, rest) = self.bytes.get(self.at..)?.split_first_chunk::<LENGTH>()?;
         let word = u32::from_ne_bytes(*word);
-        let frame = rest.get(..(word & !CUT) as usize)?;
+        let frame = rest.get(..(word & !(CUT | PLACED)) as usize)?;
         self.at += LENGTH + frame.len();
-        Some((frame, word & CUT != 0))
+        Some((frame, Handed { cut: word & CUT != 0, placed: word & PLACED != 0 }))
     }
 
     /// Forgets all. Memory of a burst is given back, that of a trickle is kept.
@@ -166,46 +170,50 @@ impl Frames {
 mod tests {
     use super::*;
 
+    const PLAIN: Handed = Handed { cut: false, placed: false };
+    const CUT: Handed = Handed { cut: true, placed: false };
+    const PLACED: Handed = Handed { cut: false, placed: true };
+
     #[test]
     fn frames_come_out_as_they_went_in() {
         let team = Team::new(2, [1, 2]);
         team.set_ring(1, 7);
-        assert_eq!(team.post(1, b"one", false), Posted::Ring(7));
-        assert_eq!(team.post(1, b"", true), Posted::Quietly);
-        assert_eq!(team.post(1, b"three", true), Posted::Quietly);
+        assert_eq!(team.post(1, b"one", PLAIN), Posted::Ring(7));
+        assert_eq!(team.post(1, b"", CUT), Posted::Quietly);
+        assert_eq!(team.post(1, b"three", PLACED), Posted::Quietly);
         let mut frames = Frames::default();
         team.take(0, &mut frames);
         assert!(frames.is_empty());
         team.take(1, &mut frames);
-        assert_eq!(frames.next(), Some((&b"one"[..], false)));
-        assert_eq!(frames.next(), Some((&b""[..], true)));
+        assert_eq!(frames.next(), Some((&b"one"[..], PLAIN)));
+        assert_eq!(frames.next(), Some((&b""[..], CUT)));
         assert!(!frames.is_empty());
-        assert_eq!(frames.next(), Some((&b"three"[..], true)));
+        assert_eq!(frames.next(), Some((&b"three"[..], PLACED)));
         assert_eq!(frames.next(), None);
         assert!(frames.is_empty());
         // Answered, the bell rings again; where it cannot, the next frame tries.
-        assert_eq!(team.post(1, b"four", false), Posted::Ring(7));
+        assert_eq!(team.post(1, b"four", PLAIN), Posted::Ring(7));
         team.unring(1);
-        assert_eq!(team.post(1, b"five", false), Posted::Ring(7));
+        assert_eq!(team.post(1, b"five", PLAIN), Posted::Ring(7));
     }
 
     #[test]
     fn an_inbox_is_bounded_by_frames_and_by_bytes() {
         let team = Team::new(2, [1, 2]);
         for _ in 0..HAND_OVER_FRAMES {
-            assert_eq!(team.post(0, b"x", false), Posted::Quietly);
+            assert_eq!(team.post(0, b"x", PLAIN), Posted::Quietly);
         }
-        assert_eq!(team.post(0, b"x", false), Posted::Full);
+        assert_eq!(team.post(0, b"x", PLAIN), Posted::Full);
         let mut frames = Frames::default();
         team.take(0, &mut frames);
-        assert_eq!(team.post(0, b"x", false), Posted::Quietly);
+        assert_eq!(team.post(0, b"x", PLAIN), Posted::Quietly);
         let large = vec![0; SLOT_BYTES];
         let fits = HAND_OVER_BYTES / (SLOT_BYTES + LENGTH);
         for _ in 0..fits {
-            assert_ne!(team.post(1, &large, false), Posted::Full);
+            assert_ne!(team.post(1, &large, PLAIN), Posted::Full);
         }
-        assert_eq!(team.post(1, &large, false), Posted::Full);
-        assert_eq!(team.post(9, b"nobody", false), Posted::Full);
+        assert_eq!(team.post(1, &large, PLAIN), Posted::Full);
+        assert_eq!(team.post(9, b"nobody", PLAIN), Posted::Full);
         frames.clear();
         assert!(frames.is_empty());
     }

@@ -25,6 +25,7 @@ mod spec;
 mod tap;
 mod trace;
 mod udp;
+mod workers;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

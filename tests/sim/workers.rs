@@ -1,0 +1,437 @@
+//! Several workers that share one guest: frames that come by the wrong queue, hand-over that loses, races.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use ringtap::arena::{Pools, Slot};
+use ringtap::config::NetConfig;
+use ringtap::flow::{Action, Event, FlowId, Handed};
+use ringtap::limits::{HAND_OVER_FRAMES, PLACE_GAP};
+use ringtap::stack::Stack;
+use ringtap::stack::directory::{Directory, Seat};
+use ringtap::stats::Drop;
+use ringtap::time::{Millis, Time};
+
+use crate::clock::Agenda;
+use crate::guest::{FROM, GUEST4, Guest, HOST4, Outcome};
+use crate::host::Host;
+use crate::link::{Faults, Link};
+use crate::model::Wire;
+use crate::prng::Rng;
+use crate::spec::{End, FlowSpec, Pace, Spec};
+use crate::tap;
+
+/// How the guest's kernel spreads frames, and what hand-over is like.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    workers: usize,
+    /// Frames that come by any queue, in permille.
+    astray: u64,
+    /// A handed frame takes up to this, ms.
+    delay: u64,
+    /// Frames an inbox holds.
+    inbox: usize,
+}
+
+/// One worker.
+struct Member {
+    stack: Stack,
+    host: Host,
+    queue: VecDeque<Vec<u8>>,
+    inbox: Agenda<(Vec<u8>, Handed)>,
+    waiting: usize,
+    written: Agenda<(FlowId, Slot)>,
+}
+
+/// A guest and its workers.
+struct Crew {
+    ways: Ways,
+    directory: Arc<Directory>,
+    members: Vec<Member>,
+    guest: Guest,
+    up: Link,
+    down: Link,
+    wire: Wire,
+    /// The queue that was last written to, by the guest's port.
+    steered: HashMap<u16, usize>,
+    rng: Rng,
+    now: Time,
+    spec: Spec,
+}
+
+fn take(stack: &Stack, frame: &[u8]) -> Slot {
+    let mut slot = stack.pools().large.take().expect("a slot");
+    slot.set_range(0, frame.len());
+    slot.bytes_mut().copy_from_slice(frame);
+    slot
+}
+
+fn stacks(workers: usize) -> (Arc<Directory>, Vec<Stack>) {
+    let directory = Directory::new(workers, [5, 6]);
+    let stacks = (0..workers).map(|me| {
+        let mut stack =
+            Stack::new(NetConfig::native(), Pools::new().unwrap(), [7, me as u64], Time(0));
+        stack.share(Seat::new(directory.clone(), me as u8));
+        stack
+    });
+    (directory.clone(), stacks.collect())
+}
+
+impl Crew {
+    fn new(spec: &Spec, ways: Ways) -> Self {
+        let (directory, stacks) = stacks(ways.workers);
+        let members = stacks.into_iter().map(|stack| Member {
+            host: Host::new(spec, stack.pools().clone()),
+            stack,
+            queue: VecDeque::new(),
+            inbox: Agenda::new(),
+            waiting: 0,
+            written: Agenda::new(),
+        });
+        Self {
+            ways,
+            directory,
+            members: members.collect(),
+            guest: Guest::new(spec, Time(0)),
+            up: Link::new(spec.up, spec.seed ^ 1, 2..4),
+            down: Link::new(spec.down, spec.seed ^ 2, 40..usize::MAX),
+            wire: Wire::default(),
+            steered: HashMap::new(),
+            rng: Rng::new(spec.seed ^ 3),
+            now: Time(0),
+            spec: spec.clone(),
+        }
+    }
+
+    fn run(&mut self) {
+        while !self.over() {
+            let mut steps = 0;
+            while self.step() {
+                steps += 1;
+                assert!(steps < 100_000, "spins at {:?}", self.now);
+            }
+            if self.over() {
+                break;
+            }
+            let next = self.next().expect("something will happen");
+            self.now = next.max(self.now + Millis(1));
+            assert!(self.now < Time(self.spec.limit), "not over in time: {:?}", self.spec);
+        }
+        self.verdict();
+    }
+
+    /// The queue for a frame: that of the last write, now and then another.
+    fn queue_of(&mut self, port: u16) -> usize {
+        if self.rng.chance(self.ways.astray) {
+            return self.rng.below(self.ways.workers as u64) as usize;
+        }
+        let hash = usize::from(port).wrapping_mul(31) % self.ways.workers;
+        self.steered.get(&port).copied().unwrap_or(hash)
+    }
+
+    fn step(&mut self) -> bool {
+        let mut busy = false;
+        for frame in self.guest.poll(self.now) {
+            busy = true;
+            self.up.send(self.now, frame);
+        }
+        while let Some(frame) = self.up.receive(self.now) {
+            let Some((view, tcp)) = frame.get(24..).and_then(tap::tcp_of) else { continue };
+            let port = tcp.src_port();
+            self.wire.guest_says(view.src.is_ipv6(), tcp.into_inner());
+            let queue = self.queue_of(port);
+            self.members[queue].queue.push_back(frame);
+            busy = true;
+        }
+        for me in 0..self.members.len() {
+            busy |= self.turn(me);
+        }
+        while let Some(packet) = self.down.receive(self.now) {
+            busy = true;
+            self.guest.deliver(packet);
+        }
+        busy
+    }
+
+    /// A turn of one worker.
+    fn turn(&mut self, me: usize) -> bool {
+        let (now, batch) = (self.now, self.rng.range(1, 16));
+        let member = &mut self.members[me];
+        let mut busy = false;
+        for _ in 0..batch {
+            let Some(frame) = member.queue.pop_front() else { break };
+            let slot = take(&member.stack, &frame);
+            member.stack.handle_frame(slot, now);
+            busy = true;
+        }
+        while let Some((frame, about)) = member.inbox.pop(now) {
+            member.waiting -= 1;
+            let slot = take(&member.stack, &frame);
+            member.stack.handle_handed(slot, about, now);
+            busy = true;
+        }
+        while let Some((flow, slot)) = member.written.pop(now) {
+            member.stack.handle_event(Event::TapWritten { flow, slot }, now);
+            busy = true;
+        }
+        for _ in 0..batch {
+            let Some(event) = member.host.poll(now) else { break };
+            member.stack.handle_event(event, now);
+            busy = true;
+        }
+        member.stack.handle_timeout(now);
+        while let Some(action) = self.members[me].stack.poll_action(now) {
+            busy = true;
+            match action {
+                Action::TapWrite { slot, keep } => self.tap_write(me, slot, keep),
+                Action::HandOver { worker, slot, about } => {
+                    self.hand_over(me, worker, &slot, about);
+                }
+                action => self.members[me].host.act(action, now),
+            }
+        }
+        busy
+    }
+
+    fn tap_write(&mut self, me: usize, slot: Slot, keep: Option<FlowId>) {
+        for packet in tap::split(slot.bytes(), &mut self.wire) {
+            if let Some((_, tcp)) = tap::tcp_of(&packet) {
+                self.steered.insert(tcp.dst_port(), me);
+            }
+            self.down.send(self.now, packet);
+        }
+        if let Some(flow) = keep {
+            self.members[me].host.assert_open(flow);
+            self.members[me].written.push(self.now, (flow, slot));
+        }
+    }
+
+    fn hand_over(&mut self, from: usize, to: u8, slot: &Slot, about: Handed) {
+        assert_ne!(from, usize::from(to), "handed to itself");
+        let at = self.now + Millis(self.rng.range(0, self.ways.delay));
+        let target = &mut self.members[usize::from(to)];
+        if target.waiting >= self.ways.inbox {
+            return self.members[from].stack.handle_lost(to, about, Drop::HandOverFull);
+        }
+        target.waiting += 1;
+        target.inbox.push(at, (slot.bytes().to_vec(), about));
+    }
+
+    fn next(&mut self) -> Option<Time> {
+        let members = self.members.iter().flat_map(|m| {
+            [m.host.next(), m.written.next(), m.inbox.next(), m.stack.poll_timeout()]
+        });
+        let members = members.flatten().min();
+        [self.guest.next(self.now), self.up.next(), self.down.next(), members]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn over(&self) -> bool {
+        self.members.iter().all(|m| {
+            m.host.open == 0
+                && m.stack.stats().flows == 0
+                && m.queue.is_empty()
+                && m.inbox.next().is_none()
+                && m.written.next().is_none()
+        }) && self.guest.apps.iter().all(|app| app.outcome != Outcome::Open)
+            && self.up.next().is_none()
+    }
+
+    fn verdict(&self) {
+        for member in &self.members {
+            let pools = member.stack.pools();
+            assert_eq!((pools.large.lent(), pools.small.lent()), (0, 0), "slots leak");
+        }
+        assert!(self.directory.is_empty(), "{} flows are still known", self.directory.len());
+        for (i, app) in self.guest.apps.iter().enumerate() {
+            let reports = || self.members.iter().map(|m| &m.host.reports[i]);
+            assert_eq!(app.outcome, Outcome::Finished, "flow {i}");
+            assert_eq!(app.received, app.spec.host_bytes, "flow {i}: bytes to the guest");
+            assert!(app.eof, "flow {i}: the guest saw no end");
+            assert_eq!(reports().map(|r| r.connects).sum::<u32>(), 1, "flow {i}: one owner");
+            let taken: u64 = reports().map(|r| r.taken).sum();
+            assert_eq!(taken, app.spec.guest_bytes, "flow {i}: bytes to the host");
+            assert!(reports().any(|r| r.shutdown), "flow {i}: the host saw no end");
+        }
+    }
+
+    fn count(&self, of: impl Fn(&Member) -> u64) -> u64 {
+        self.members.iter().map(of).sum()
+    }
+
+    /// Flows that each worker has owned.
+    fn shares(&self) -> Vec<u32> {
+        let owned = |m: &Member| m.host.reports.iter().map(|r| r.connects).sum();
+        self.members.iter().map(owned).collect()
+    }
+}
+
+fn spec(seed: u64, loss: u64, flows: Vec<FlowSpec>) -> Spec {
+    let faults = Faults { loss, delay: 2, ..Faults::default() };
+    Spec {
+        name: "workers",
+        seed,
+        mtu: 1500,
+        tso: seed % 2 == 0,
+        up: faults,
+        down: faults,
+        mend: u64::MAX / 2,
+        tap_delay: 0,
+        wrap: false,
+        limit: 4 * 3_600_000,
+        flows,
+    }
+}
+
+/// A few flows both ways, some of which pause for longer than the guest's kernel remembers a queue.
+fn mixed(seed: u64) -> Vec<FlowSpec> {
+    let mut rng = Rng::new(seed ^ 0xf10e);
+    (0..rng.range(1, 8))
+        .map(|_| {
+            let (up, down) = (rng.range(1, 300_000), rng.range(1, 300_000));
+            let guest_first = rng.chance(500);
+            let pause = rng.chance(500).then_some((up / 2, 4000));
+            FlowSpec {
+                v6: rng.chance(500),
+                start: rng.range(0, 50),
+                guest_write: Pace { bytes: 40_000, gap: 1, pause },
+                host_delay: rng.range(0, 2),
+                // Never both at once: smoltcp does not send a FIN again that crossed another and was lost.
+                guest_end: if guest_first { End::Done } else { End::Last },
+                host_end: if guest_first { End::Last } else { End::Done },
+                ..FlowSpec::plain(up, down)
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn frames_change_queues_at_random() {
+    let mut handed = 0;
+    for seed in 0..60 {
+        let ways = Ways {
+            workers: 2 + seed as usize % 3,
+            astray: [20, 200, 1000][seed as usize % 3],
+            delay: seed % 4,
+            inbox: HAND_OVER_FRAMES,
+        };
+        let mut crew = Crew::new(&spec(seed, 0, mixed(seed)), ways);
+        crew.run();
+        assert_eq!(crew.count(|m| m.stack.stats().dropped(Drop::HandOverFull)), 0);
+        handed += crew.count(|m| m.stack.stats().handed_over);
+    }
+    assert!(handed > 4_000, "{handed} frames");
+}
+
+#[test]
+fn hand_over_while_frames_are_lost() {
+    for seed in 1000..1040 {
+        let ways = Ways { workers: 2, astray: 100, delay: 3, inbox: HAND_OVER_FRAMES };
+        Crew::new(&spec(seed, 30, mixed(seed)), ways).run();
+    }
+}
+
+#[test]
+fn an_inbox_that_is_full_loses_no_byte() {
+    let mut lost = 0;
+    for seed in 2000..2040 {
+        let ways = Ways { workers: 2, astray: 300, delay: 3, inbox: 2 };
+        let mut crew = Crew::new(&spec(seed, 0, mixed(seed)), ways);
+        crew.run();
+        lost += crew.count(|m| m.stack.stats().dropped(Drop::HandOverFull));
+    }
+    assert!(lost > 100, "{lost} frames");
+}
+
+#[test]
+fn streams_are_spread_over_the_workers() {
+    for seed in 0..40 {
+        // All start at once, on the queues that a hash gives them.
+        let flow = FlowSpec { guest_end: End::Last, ..FlowSpec::plain(400_000, 400_000) };
+        let flows = vec![flow; 16];
+        let ways = Ways { workers: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES };
+        let mut crew = Crew::new(&spec(seed, 0, flows), ways);
+        // A port's hash decides nothing here: all by the first queue.
+        crew.steered.extend((0..16).map(|i| (FROM + i, 0)));
+        crew.run();
+        let shares = crew.shares();
+        assert!(shares[0].abs_diff(shares[1]) <= PLACE_GAP, "{shares:?}");
+    }
+}
+
+/// A frame of the guest with one datagram.
+fn datagram(from: u16, to: u16) -> Vec<u8> {
+    let (payload, len) = (b"twelve bytes", 40u16);
+    let mut packet = vec![0x45, 0, 0, len as u8, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(GUEST4.octets());
+    packet.extend(HOST4.octets());
+    packet.extend(from.to_be_bytes());
+    packet.extend(to.to_be_bytes());
+    packet.extend((len - 20).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    tap::finish(&mut packet);
+    tap::frame(&packet, None)
+}
+
+fn actions(stack: &mut Stack) -> Vec<Action> {
+    std::iter::from_fn(|| stack.poll_action(Time(0))).collect()
+}
+
+#[test]
+fn one_mapping_for_a_port_by_whatever_queue() {
+    let (directory, mut stacks) = stacks(2);
+    for to in 1..=200 {
+        // The hash takes each endpoint to some queue; the first datagram to 0.
+        let queue = usize::from(to % 3 == 2);
+        let slot = take(&stacks[queue], &datagram(5000, to));
+        stacks[queue].handle_frame(slot, Time(0));
+        for action in actions(&mut stacks[queue]) {
+            match action {
+                Action::HandOver { worker, slot, about } => {
+                    assert_eq!((queue, worker, about), (1, 0, Handed::default()));
+                    let slot = take(&stacks[0], slot.bytes());
+                    stacks[0].handle_handed(slot, about, Time(0));
+                }
+                Action::DgramOpen { .. } => assert_eq!((queue, to), (0, 1), "one socket"),
+                Action::DgramSend { to: host, .. } => assert_eq!((queue, host.port()), (0, to)),
+                other => panic!("{other:?}"),
+            }
+        }
+        let sends = actions(&mut stacks[0]);
+        let sent =
+            |a: &Action| matches!(a, Action::DgramSend { to: host, .. } if host.port() == to);
+        assert!(sends.iter().all(sent), "{sends:?}");
+        assert_eq!(sends.len(), queue, "the handed one leaves by the mapping's socket");
+    }
+    assert_eq!((directory.len(), stacks[1].stats().flows), (1, 0));
+    assert_eq!(stacks[1].stats().handed_over, 67);
+}
+
+#[test]
+fn a_frame_is_handed_over_once() {
+    let (_, mut stacks) = stacks(3);
+    // Worker 1 believed worker 0 to be the owner; by the time it arrives there, 2 is.
+    let slot = take(&stacks[2], &datagram(5000, 1));
+    stacks[2].handle_frame(slot, Time(0));
+    let slot = take(&stacks[0], &datagram(5000, 1));
+    stacks[0].handle_handed(slot, Handed::default(), Time(0));
+    assert!(actions(&mut stacks[0]).is_empty());
+    assert_eq!(stacks[0].stats().dropped(Drop::Misplaced), 1);
+    // The same, when the flow has ended: then it is as if the frame had come here.
+    let slot = take(&stacks[0], &datagram(5001, 1));
+    stacks[0].handle_handed(slot, Handed::default(), Time(0));
+    assert!(matches!(
+        actions(&mut stacks[0])[..],
+        [Action::DgramOpen { .. }, Action::DgramSend { .. }]
+    ));
+}
+
+#[test]
+fn only_the_first_worker_advertises() {
+    let (_, stacks) = stacks(2);
+    assert!(stacks[0].poll_timeout().is_some());
+    assert_eq!(stacks[1].poll_timeout(), None);
+}
