@@ -431,3 +431,19 @@ impl Terminal {
         let _ = tcsetpgrp(&self.0, getpgrp());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_one_worker_is_told_by_its_number() {
+        let line = |result| match worker_ended(1, 2, result, &Life::Unknown) {
+            End::Failed(failure) => failure.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(line(Ok(())), "worker 1 of 2 has ended");
+        let e = io::Error::other("out of order");
+        assert_eq!(line(Err(e)), "forwarding has ended: worker 1 of 2: out of order");
+    }
+}

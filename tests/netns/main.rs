@@ -15,6 +15,7 @@ mod offload;
 mod programs;
 mod tcp;
 mod udp;
+mod workers;
 
 // The program itself.
 mod callers;

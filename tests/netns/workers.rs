@@ -1,0 +1,174 @@
+//! Several workers on the queues of one TAP.
+
+use std::collections::HashSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use crate::harness::cmd::{PATIENCE, Proc};
+use crate::harness::stream::{self, pair};
+use crate::harness::{Bed, Family, Guest, With, need, not_slirp};
+
+/// The kernel forgets where a flow's frames are wanted 3 s after our last write.
+const FORGOTTEN: Duration = Duration::from_millis(3600);
+
+fn workers(n: usize) -> With {
+    With::defaults().more(&format!("--workers {n}"))
+}
+
+/// Threads of the program that forward.
+fn threads(proc: &Proc) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
+    let comm = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+    let names = tasks.flatten().filter_map(|task| comm(task).ok());
+    names.filter(|name| name.starts_with("worker-")).count()
+}
+
+/// Queues of the guest's TAP that have a holder.
+fn queues(guest: &Guest) -> usize {
+    let shown = guest.ns.cmd("ethtool -l tap0").ok();
+    let held = shown.lines().rev().find_map(|line| line.strip_prefix("Combined:"));
+    held.and_then(|n| n.trim().parse().ok()).unwrap_or_else(|| panic!("no count in {shown}"))
+}
+
+#[test]
+fn a_queue_for_each_worker() {
+    need!("ethtool");
+    not_slirp!("has one thread");
+    for n in [1, 2, 8] {
+        let (bed, guest, proc) = Bed::up(&workers(n));
+        assert_eq!((threads(&proc), queues(&guest)), (n, n));
+        let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
+        stream::send_all(&inside, 1, 1_000_000);
+        stream::expect_all(&outside, 1, 1_000_000);
+    }
+}
+
+/// Each stream is silent for so long that its frames come by their hash's queue again, whichever that is.
+#[test]
+fn streams_that_were_forgotten_go_on() {
+    need!();
+    not_slirp!("has one thread");
+    let (bed, guest, _proc) = Bed::up(&workers(2));
+    let pairs: Vec<_> =
+        (0..8).map(|i| pair(&guest, &bed.remote, Family::BOTH[i % 2].remote())).collect();
+    for round in 0..3 {
+        let seeds = |i: usize| (100 * round + i as u64, 100 * round + 50 + i as u64);
+        std::thread::scope(|scope| {
+            for (i, (inside, outside)) in pairs.iter().enumerate() {
+                let (up, down) = seeds(i);
+                scope.spawn(move || stream::send(inside, up, 8_000_000).expect("send up"));
+                scope.spawn(move || stream::send(outside, down, 8_000_000).expect("send down"));
+                scope.spawn(move || stream::expect(outside, up, 0, 8_000_000));
+                scope.spawn(move || stream::expect(inside, down, 0, 8_000_000));
+            }
+        });
+        std::thread::sleep(FORGOTTEN);
+    }
+    for (inside, outside) in &pairs {
+        stream::send_all(inside, 7, 1);
+        stream::expect_all(outside, 7, 1);
+    }
+}
+
+/// The hash takes about half of the peers to the queue of a worker that has not the mapping.
+#[test]
+fn one_port_and_two_hundred_peers() {
+    need!();
+    not_slirp!("has one thread");
+    let (bed, guest, _proc) = Bed::up(&workers(2));
+    for family in Family::BOTH {
+        let peers: Vec<UdpSocket> = (0..200).map(|_| bed.remote.udp(family.remote())).collect();
+        let client = guest.ns.udp(guest.addr(family));
+        let mut seen = HashSet::new();
+        // The second time the replies have told the kernel where we want the next.
+        for round in 0..2u8 {
+            for (i, peer) in peers.iter().enumerate() {
+                let to = peer.local_addr().expect("an address");
+                let bytes = [round, i as u8, 3];
+                client.send_to(&bytes, to).expect("send");
+                let mut buf = [0; 16];
+                let (len, from) = peer.recv_from(&mut buf).expect("up");
+                assert_eq!(buf[..len], bytes, "{family:?}, peer {i}");
+                seen.insert(from);
+                peer.send_to(&buf[..len], from).expect("reply");
+                let (len, from) = client.recv_from(&mut buf).expect("down");
+                assert_eq!((&buf[..len], from), (&bytes[..], to), "{family:?}, peer {i}");
+            }
+        }
+        assert_eq!(seen.len(), 1, "one mapping: {seen:?}");
+    }
+}
+
+/// In pieces, by the queue of the addresses' hash; the mapping may be with another worker.
+#[test]
+fn fragments_reach_the_mapping() {
+    need!();
+    not_slirp!("has one thread");
+    let (bed, guest, _proc) = Bed::up(&workers(2));
+    for family in Family::BOTH {
+        let peer = bed.remote.udp(family.remote());
+        let to = peer.local_addr().expect("an address");
+        let mut buf = vec![0; 10_000];
+        let mut seen = HashSet::new();
+        // A port for each try: some are with each worker.
+        for i in 0..16u8 {
+            let client = guest.ns.udp(guest.addr(family));
+            let mut from = HashSet::new();
+            for len in [10, 5000, 9000] {
+                client.send_to(&vec![i; len], to).expect("send");
+                let (got, who) = peer.recv_from(&mut buf).expect("up");
+                assert!(buf[..got] == vec![i; len], "{family:?}: {got} of {len} bytes");
+                from.insert(who);
+            }
+            assert_eq!(from.len(), 1, "{family:?}: one mapping");
+            seen.extend(from);
+        }
+        assert_eq!(seen.len(), 16);
+    }
+}
+
+/// RootlessKit makes it so.
+#[test]
+fn a_tap_with_one_queue_has_one_worker() {
+    need!("ethtool");
+    not_slirp!("has one thread");
+    let bed = Bed::new();
+    let guest = bed.guest();
+    guest.ns.ip("tuntap add name tap0 mode tap\nlink set tap0 up\n");
+    let mut proc = bed.attach(&guest, &workers(2));
+    proc.wait_for("TAP tap0 was made with one queue");
+    assert_eq!((threads(&proc), queues(&guest)), (1, 1));
+    let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
+    stream::send_all(&inside, 1, 1_000_000);
+    stream::expect_all(&outside, 1, 1_000_000);
+}
+
+#[test]
+fn a_tap_with_queues_is_shared_with_nobody() {
+    need!("ethtool");
+    not_slirp!("has one thread");
+    let bed = Bed::new();
+    let guest = bed.guest();
+    guest.ns.ip("tuntap add name tap0 mode tap multi_queue\nlink set tap0 up\n");
+    let proc = bed.attach(&guest, &workers(2));
+    assert_eq!((threads(&proc), queues(&guest)), (2, 2));
+    let second = bed.ringtap(&format!("attach --workers 3 {}", guest.holder.pid())).run();
+    second.refused_with(&["tap0", "in use by another process"]);
+    assert_eq!(queues(&guest), 2);
+    let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
+    stream::send_all(&inside, 1, 1_000_000);
+    stream::expect_all(&outside, 1, 1_000_000);
+}
+
+#[test]
+fn a_worker_that_ends_takes_the_program_along() {
+    need!();
+    not_slirp!("has one thread");
+    let (_bed, guest, proc) = Bed::up(&workers(2));
+    guest.ns.ip("link del tap0");
+    let done = proc.wait(PATIENCE);
+    assert_eq!(done.code(), Some(1));
+    let said = done.stderr.lines().last().unwrap_or_default().to_owned();
+    assert!(said.starts_with("ringtap: forwarding has ended: worker "), "{said}");
+    assert!(said.ends_with(" of 2: the TAP interface was deleted"), "{said}");
+}
