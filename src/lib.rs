@@ -9,7 +9,8 @@
 //!
 //! ```text
 //!            guest namespace                |                 host namespace
-//!  app -> guest's kernel -> tap0 -----------|--> worker: ring, arena, stack --> sockets --> world
+//!  app -> guest's kernel -> tap0, queue 0 --|--> worker 0: ring, arena, stack --> sockets --> world
+//!                               \  queue 1 --|--> worker 1: ring, arena, stack --> sockets --> world
 //!                                           |       ^ requests   | notices
 //!                                           |       |            v
 //!                                           |    control: signals, lifetime, resolvers, API socket
@@ -21,7 +22,8 @@
 //!   [events](flow::Event) go in, [actions](flow::Action) come out, time is an argument. It runs in a test
 //!   without root and without a kernel, and a seed replays it byte for byte.
 //! * **Worker** ([`worker`]): the only code on the data path that talks to the kernel: one thread, one
-//!   io_uring, one TAP queue. It turns actions into submission entries and completions into events.
+//!   io_uring, one TAP queue. It turns actions into submission entries and completions into events. There is one for
+//!   each core, and for each queue of the TAP.
 //! * **Boot and control** ([`boot`], [`control`]): before and beside the data path. They may block,
 //!   allocate, and fail with context. Control and worker speak by a closed set of
 //!   [requests](worker::Request) and [notices](worker::Notice), and by nothing else.
@@ -41,12 +43,17 @@
 //! behind headroom; [`frame::build`] writes TCP, IP, Ethernet and virtio headers in front, and one write
 //! puts up to 64 KiB into the guest's kernel, which cuts it into segments (or does not bother).
 //!
+//! *Between workers.* The guest's kernel sends the frames of a flow to the queue on which its worker answers, so a frame
+//! arrives where its flow is. One that does not is looked up in the [directory](stack::directory), copied into the
+//! [inbox](worker::team) of the flow's worker, and taken there as if it had come by that one's queue.
+//!
 //! # Why it is fast
 //!
 //! * The **virtio header** with all offloads: the guest's kernel hands over and takes segments of up to
 //!   64 KiB whatever the MTU, and nobody on this machine computes a TCP checksum.
 //! * **No payload byte is touched** in user space on a flowing TCP stream; the core's types see headers.
 //! * **One `io_uring_enter` per turn** submits everything and waits for anything.
+//! * **A thread per core** that shares nothing while frames arrive where their flows are: no lock, no line of cache.
 //! * **A small working set**: few buffers, taken last-in first-out, so they stay in the cache.
 //! * **Nothing is dropped that a window let in**: a slow host closes the window, and no timer of the guest fires.
 //!
@@ -59,7 +66,8 @@
 //!   [drop](stats::Drop), never growth and never a stall of other flows.
 //! * Nothing a guest or a remote peer sends panics. Our own broken invariants may.
 //! * The data path logs nothing.
-//! * There is no global state: a worker owns its flows, and a second worker would share nothing with it.
+//! * There is no global state. A worker owns its flows, and no flow has two owners; what workers share (the directory,
+//!   inboxes) is touched when a flow starts or ends and when a frame is misplaced, never for one that is in its place.
 //! * `unsafe` lives in few files, listed in `tests/tidy`.
 #![warn(rustdoc::broken_intra_doc_links)]
 // The pages are for those who work on the code: `cargo doc --document-private-items` has what they link to.

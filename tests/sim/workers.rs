@@ -274,7 +274,7 @@ fn spec(seed: u64, loss: u64, flows: Vec<FlowSpec>) -> Spec {
         name: "workers",
         seed,
         mtu: 1500,
-        tso: seed % 2 == 0,
+        tso: seed.is_multiple_of(2),
         up: faults,
         down: faults,
         mend: u64::MAX / 2,
