@@ -33,6 +33,10 @@ struct Inner {
     /// Slots `fresh..slots_max` were never lent.
     fresh: Cell<u32>,
     free: RefCell<Vec<u32>>,
+    /// The first so many of `free` have no memory.
+    bare: Cell<usize>,
+    /// The shortest that `free` was since [`Arena::trim`]: what lies before was not used since.
+    unused: Cell<usize>,
     /// `links[i]` is what follows slot `i` in its chain. As long as `fresh`.
     links: RefCell<Vec<Option<Slot>>>,
 }
@@ -68,6 +72,8 @@ impl Arena {
             slots_max,
             fresh: Cell::new(0),
             free: RefCell::new(Vec::with_capacity(64)),
+            bare: Cell::new(0),
+            unused: Cell::new(0),
             // At full capacity from the start (untouched memory costs nothing), so that a link never
             // moves: `Chain::for_each` rests on it.
             links: RefCell::new(Vec::with_capacity(slots_max as usize)),
@@ -76,7 +82,10 @@ impl Arena {
 
     /// Takes a free slot, or `None` when all are lent. Its range is the whole slot.
     pub fn take(&self) -> Option<Slot> {
-        let id = if let Some(id) = self.0.free.borrow_mut().pop() {
+        let mut free = self.0.free.borrow_mut();
+        let id = if let Some(id) = free.pop() {
+            self.0.bare.set(self.0.bare.get().min(free.len()));
+            self.0.unused.set(self.0.unused.get().min(free.len()));
             id
         } else {
             let id = self.0.fresh.get();
@@ -110,17 +119,29 @@ impl Arena {
         self.0.slot_bytes
     }
 
-    /// Gives the memory of free slots back to the system, all but the `keep` used last.
-    pub fn trim(&self, keep: usize) {
+    /// Gives the memory of those free slots back to the system that were not used since the last call.
+    pub fn trim(&self) {
         let free = self.0.free.borrow();
-        let n = free.len().saturating_sub(keep);
-        for &id in &free[..n] {
-            // SAFETY: slot `id` lies in the mapping (ids are below `slots_max`), and is free: no
-            // `Slot` for it exists, so no reference to its bytes does either.
-            unsafe {
-                let ptr = self.0.base.as_ptr().add(id as usize * self.0.slot_bytes);
-                libc::madvise(ptr.cast(), self.0.slot_bytes, libc::MADV_DONTNEED);
-            }
+        let (bare, unused) = (self.0.bare.get(), self.0.unused.get());
+        for &id in free.get(bare..unused).unwrap_or_default() {
+            // SAFETY: slot `id` is free: no `Slot` for it exists, so no reference to its bytes does either.
+            unsafe { self.0.discard(id) }
+        }
+        self.0.bare.set(bare.max(unused));
+        self.0.unused.set(free.len());
+    }
+}
+
+impl Inner {
+    /// Gives the memory of a slot back to the system; its bytes are zero from now on.
+    ///
+    /// # Safety
+    /// `id` is below `fresh`, and nobody refers to the slot's bytes during the call.
+    unsafe fn discard(&self, id: u32) {
+        // SAFETY: the slot lies in the mapping (`id < slots_max`); the rest is the caller's word.
+        unsafe {
+            let ptr = self.base.as_ptr().add(id as usize * self.slot_bytes);
+            libc::madvise(ptr.cast(), self.slot_bytes, libc::MADV_DONTNEED);
         }
     }
 }
@@ -220,6 +241,13 @@ impl Slot {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.ptr().add(self.offset()), self.len()) }
+    }
+
+    /// Gives the slot's memory back to the system: its bytes are zero from now on, and cost nothing until
+    /// they are written.
+    pub fn discard(&mut self) {
+        // SAFETY: `&mut self` makes this the only reference to the slot's bytes.
+        unsafe { self.arena.discard(self.id) }
     }
 
     /// Address of the slot's first byte (not of its range), for a submission entry. The address is
@@ -427,6 +455,29 @@ mod tests {
         assert!(arena.take().is_none());
         drop((x, y, z));
         assert_eq!(arena.lent(), 0);
+    }
+
+    #[test]
+    fn trim_takes_what_was_not_used_since() {
+        let arena = Arena::new(4096, 8).unwrap();
+        let fill = |n| (0..n).map(|_| arena.take().unwrap()).collect::<Vec<_>>();
+        let mut slots = fill(5);
+        slots.iter_mut().for_each(|slot| slot.bytes_mut()[0] = 7);
+        drop(slots);
+        // All five were used in this time: none goes.
+        arena.trim();
+        assert_eq!(fill(5).iter().filter(|slot| slot.bytes()[0] == 7).count(), 5);
+        arena.trim();
+        // Two in this one: three go, once.
+        drop(fill(2));
+        arena.trim();
+        assert_eq!(arena.0.bare.get(), 3);
+        assert_eq!(fill(5).iter().filter(|slot| slot.bytes()[0] == 7).count(), 2);
+        assert_eq!(arena.0.bare.get(), 0);
+        let mut slot = arena.take().unwrap();
+        slot.bytes_mut()[9] = 7;
+        slot.discard();
+        assert_eq!(slot.bytes()[9], 0);
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub const BLOCKS_MAX: u32 = 16384;
 /// never silences the protocol.
 pub const BLOCKS_RESERVED: u32 = 256;
 
+/// Buffers that nobody has used for this long are given back to the system.
+pub const TRIM: Millis = Millis::secs(2);
+
 /// The most payload one IPv4 or IPv6 datagram to the guest carries after its IP header.
 pub const IP_LEN_MAX: usize = 65535;
 
@@ -84,6 +87,15 @@ pub const UNACKED_MAX: u32 = 1 << 20;
 /// A flow whose host socket takes nothing moves what it holds to small slots after this long; well
 /// below the guest's minimal retransmission timer of 200 ms.
 pub const STALL: Millis = Millis(40);
+
+/// An ACK for little data waits this long for an answer that carries it. Short, so that a guest that sends
+/// its request in two pieces and holds the second back for the ACK of the first (Nagle) loses no time;
+/// and tried only with hosts that answer as fast.
+pub const ACK_DELAY: Millis = Millis(2);
+/// Pieces, of less than [`PIECE_BYTES`] on average, that one flow keeps apart for the guest's ACK; more are packed.
+pub const PIECES_MAX: usize = 32;
+/// See [`PIECES_MAX`].
+pub const PIECE_BYTES: u32 = 512;
 
 /// First retransmission timeout towards the guest; doubles each time (RFC 6298 section 5.5).
 pub const RTO_MIN: Millis = Millis(300);

@@ -16,6 +16,9 @@ impl Worker {
     /// Takes one completion. `Err`: the worker cannot go on.
     pub(super) fn complete(&mut self, entry: &cqueue::Entry) -> io::Result<()> {
         let (result, flags) = (entry.result(), entry.flags());
+        if cqueue::buffer_select(flags).is_some() {
+            self.note_use();
+        }
         match Token::unpack(entry.user_data()) {
             Some(Token::TapRead) => self.tap_read(result, flags),
             Some(Token::TapWrite(index)) => self.tap_written(index, result),

@@ -53,11 +53,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::FlowId;
+use crate::flow::table::Table;
+use crate::flow::timers::Timers;
 use crate::limits::{
     BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES,
-    SLOTS_MAX, TAP_SLOTS, VNET_LEN,
+    SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
-use crate::stack::Stack;
+use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
 use dgram::Sending;
@@ -240,9 +242,20 @@ struct Worker {
     hungry: VecDeque<FlowId>,
     /// Count of what sockets have brought, to know who has waited longest.
     fed: u64,
+    /// When something last took a buffer, and when those not used since are given back next; `None`: there is
+    /// nothing to give.
+    busy: Time,
+    trim_at: Option<Time>,
     draining: bool,
     stopped: bool,
 }
+
+// What an idle connection costs beside the kernel's socket. (Vectors double, but memory that was never written
+// is not there yet.)
+const _: () = assert!(
+    size_of::<Option<Sock>>() + Table::<Flow>::FLOW_BYTES + Timers::FLOW_BYTES <= 896,
+    "an idle connection costs at most 1 KiB"
+);
 
 impl Worker {
     fn new(
@@ -286,6 +299,8 @@ impl Worker {
             rearm: Vec::new(),
             hungry: VecDeque::new(),
             fed: 0,
+            busy: Time(0),
+            trim_at: None,
             draining: false,
             stopped: false,
         };
@@ -340,6 +355,7 @@ impl Worker {
             while let Some(entry) = self.ring.completion() {
                 self.complete(&entry)?;
             }
+            self.trim();
             if self.stopped {
                 self.ring.cancel_all();
                 return Ok(());
@@ -364,8 +380,37 @@ impl Worker {
         if !self.hungry.is_empty() || self.posted || !self.handed.is_empty() {
             return Some(Duration::ZERO);
         }
-        let due = self.stack.poll_timeout()?;
+        let trim = self.trim_at.map(|_| self.busy + TRIM);
+        let due = [self.stack.poll_timeout(), trim].into_iter().flatten().min()?;
         Some(Duration::from_millis((due - self.clock()).0))
+    }
+
+    /// Something has come that took a buffer.
+    fn note_use(&mut self) {
+        self.busy = self.now;
+        self.trim_at.get_or_insert(self.now + TRIM);
+    }
+
+    /// Gives buffers back: from time to time what the traffic does not need, and all when it has ended, which
+    /// is the one thing an idle worker wakes up for. All completions have been taken.
+    fn trim(&mut self) {
+        if self.trim_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        let pools = self.stack.pools();
+        pools.large.trim();
+        pools.small.trim();
+        if self.now - self.busy < TRIM {
+            self.trim_at = Some(self.now + TRIM);
+            return;
+        }
+        // The second time, all that is free has not been used since.
+        pools.large.trim();
+        pools.small.trim();
+        for ring in [&mut self.from_tap, &mut self.from_host, &mut self.dgrams] {
+            ring.trim();
+        }
+        self.trim_at = None;
     }
 
     fn clock(&self) -> Time {

@@ -246,6 +246,16 @@ impl BufRing {
         self.empty.len() < usize::from(self.count)
     }
 
+    /// Gives the memory of the slots that wait with the kernel back to the system. To be called when the ring
+    /// has no completion: a slot that one speaks of holds data.
+    ///
+    /// The kernel fills a slot only inside our own `io_uring_enter`: no operation of ours is done by its
+    /// worker threads (all wait by poll), and with `DEFER_TASKRUN` what a poll has woken runs when we enter.
+    /// And were it otherwise, a slot that loses its pages just gets new ones.
+    pub(super) fn trim(&mut self) {
+        self.slots.iter_mut().flatten().for_each(Slot::discard);
+    }
+
     /// The slot the kernel has used for a completion, its range what was written: `len` bytes.
     pub(super) fn take(&mut self, bid: u16, len: usize) -> Option<Slot> {
         let mut slot = self.slots.get_mut(usize::from(bid))?.take()?;
