@@ -17,6 +17,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use crate::boot::{Place, sys};
+use crate::limits::RA_INTERVAL;
+use crate::time::Millis;
 
 /// What ends us.
 pub const ENDING: [Signal; 3] = [SIGHUP, SIGINT, SIGTERM];
@@ -125,7 +127,9 @@ pub async fn gone(place: &Place) {
     let mounts = File::open("/proc/self/mounts").ok();
     let mounts = mounts.as_ref().and_then(|fd| sys::readiness(fd.as_fd(), Interest::PRIORITY).ok());
     let silent = is_in_proc(&place.path) || folder.is_none() || mounts.is_none();
-    let pause = if silent { Duration::from_secs(1) } else { Duration::from_secs(30) };
+    // Idle means idle: where we are told, no more looks than there are router advertisements.
+    let pause = if silent { Millis::secs(1) } else { RA_INTERVAL };
+    let pause = Duration::from_millis(pause.0);
     while place.is_there() {
         tokio::select! {
             () = folder_changed(folder.as_ref()) => {}
