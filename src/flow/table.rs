@@ -41,6 +41,9 @@ pub struct Full;
 const EMPTY: u32 = u32::MAX;
 
 impl<F> Table<F> {
+    /// Bytes that one flow costs here: its entry, and its part of an index that is a quarter full.
+    pub const FLOW_BYTES: usize = size_of::<Entry<F>>() + size_of::<u32>() + 4 * size_of::<u32>();
+
     /// A table of at most `max` flows; `secret` keys its hash.
     pub fn new(max: u32, secret: [u64; 2]) -> Self {
         Self {

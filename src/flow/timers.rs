@@ -46,6 +46,9 @@ impl Default for Timers {
 }
 
 impl Timers {
+    /// Bytes that one flow costs here.
+    pub const FLOW_BYTES: usize = size_of::<Node>();
+
     /// No timer set, at time zero.
     pub fn new() -> Self {
         Self { nodes: Vec::new(), heads: [[NIL; 64]; LEVELS], used: [0; LEVELS], now: 0 }

@@ -20,6 +20,7 @@ pub mod reassembly;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::wire::{IpProtocol, TcpPacket};
@@ -36,7 +37,7 @@ use crate::flow::{
     Action, Actions, Ctx, DgramEvent, Errno, Event, FlowId, Handed, Next, SendOpts, icmp,
 };
 use crate::frame::{self, Ip, L3, Mac, Malformed, Parsed, vnet};
-use crate::limits::FLOWS_MAX;
+use crate::limits::{ACK_DELAY, FLOWS_MAX};
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
 use directory::Seat;
@@ -73,6 +74,10 @@ pub struct Stack {
     timers: Timers,
     /// TCP flows that something happened to in this turn and that have not been served since.
     dirty: Vec<FlowId>,
+    /// TCP flows with an ACK that waits for data to go with, in the order of their times; each once.
+    late: VecDeque<(Time, FlowId)>,
+    /// TCP flows with something on its way from the guest to the host.
+    undrained: u32,
     gateway: gateway::Gateway,
     dhcp: dhcp::Dhcp,
     dns: dns::Dns,
@@ -139,6 +144,8 @@ impl Stack {
             flows: Table::new(FLOWS_MAX, secret),
             timers: Timers::new(),
             dirty: Vec::with_capacity(256),
+            late: VecDeque::with_capacity(256),
+            undrained: 0,
             secret,
             draining: false,
             seat: None,
@@ -619,6 +626,15 @@ impl Stack {
         let mut ctx = ctx!(self, now);
         self.gateway.handle_timeout(&mut ctx);
         self.reassembly.handle_timeout(&mut ctx);
+        while let Some(&(since, id)) = self.late.front()
+            && since + ACK_DELAY <= now
+        {
+            self.late.pop_front();
+            if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+                flow.late = false;
+                self.mark(id);
+            }
+        }
         while let Some(index) = self.timers.expire(now) {
             let Some(id) = self.flows.at(index) else {
                 continue;
@@ -648,7 +664,8 @@ impl Stack {
 
     /// When [`Stack::handle_timeout`] is due; `None`: nothing waits for time.
     pub fn poll_timeout(&self) -> Option<Time> {
-        [self.timers.next(), self.gateway.deadline(), self.reassembly.deadline()]
+        let late = self.late.front().map(|&(since, _)| since + ACK_DELAY);
+        [self.timers.next(), self.gateway.deadline(), self.reassembly.deadline(), late]
             .into_iter()
             .flatten()
             .min()
@@ -663,8 +680,24 @@ impl Stack {
                 }
                 return Some(action);
             }
-            let id = self.dirty.pop()?;
+            let Some(id) = self.dirty.pop() else {
+                self.forget_acks();
+                return None;
+            };
             self.serve(id, now);
+        }
+    }
+
+    /// Forgets the late ACKs that have left with data, lest they wake a worker that sleeps.
+    fn forget_acks(&mut self) {
+        while let Some(&(_, id)) = self.late.front() {
+            if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+                if flow.ack_waits().is_some() {
+                    return;
+                }
+                flow.late = false;
+            }
+            self.late.pop_front();
         }
     }
 
@@ -684,6 +717,16 @@ impl Stack {
         };
         flow.dirty = false;
         let next = flow.serve(&mut ctx, id, key);
+        if let Some(since) = flow.ack_waits()
+            && !std::mem::replace(&mut flow.late, true)
+        {
+            self.late.push_back((since, id));
+        }
+        let undrained = !matches!(next, Next::Close { .. }) && !flow.drained();
+        if undrained != std::mem::replace(&mut flow.undrained, undrained) {
+            self.undrained =
+                if undrained { self.undrained + 1 } else { self.undrained.saturating_sub(1) };
+        }
         self.settle(id, next);
     }
 
@@ -718,12 +761,9 @@ impl Stack {
         self.draining = true;
     }
 
-    /// Whether nothing is left on its way from the guest to the host.
+    /// Whether nothing is left on its way from the guest to the host. True to the end of a turn.
     pub fn drained(&self) -> bool {
-        self.flows.iter().all(|(_, _, flow)| match flow {
-            Flow::Tcp(flow) => flow.drained(),
-            Flow::Udp(_) | Flow::Ping(_) | Flow::Dns(_) | Flow::Closing => true,
-        })
+        self.undrained == 0
     }
 
     /// Counters, with the number of flows filled in.

@@ -10,8 +10,8 @@ use super::{End, Phase, TcpFlow, ask};
 use crate::arena::{Chain, Slot};
 use crate::frame::Mac;
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_MAX, ETH_LEN, HEADROOM, IP_LEN_MAX, PROBE_MAX, RETRIES_MAX, RTO_MAX,
-    RTO_MIN, SLOTS_MAX, STALL, UNACKED_MAX, VNET_LEN,
+    ACK_DELAY, BLOCK_BYTES, BLOCKS_MAX, ETH_LEN, HEADROOM, IP_LEN_MAX, PIECE_BYTES, PIECES_MAX,
+    PROBE_MAX, RETRIES_MAX, RTO_MAX, RTO_MIN, SLOTS_MAX, STALL, UNACKED_MAX, VNET_LEN,
 };
 use crate::stats::Drop;
 use crate::time::{Millis, Time};
@@ -289,6 +289,11 @@ impl ToGuest {
         } else {
             self.unacked.push_back(slot);
         }
+        // A host that speaks in single bytes must not cost a slot for each.
+        let pieces = self.unacked.slots();
+        if pieces >= PIECES_MAX && self.unacked.bytes() < pieces as u32 * PIECE_BYTES {
+            self.compact(ctx);
+        }
     }
 
     /// Takes an ACK and a window. False: it acknowledges what was never sent.
@@ -405,14 +410,27 @@ impl ToGuest {
         Some(since + STALL)
     }
 
-    /// Moves unacknowledged bytes from large slots to small ones.
+    /// Moves unacknowledged bytes from large slots to small ones, and small pieces together.
     fn compact(&mut self, ctx: &mut Ctx<'_>) {
         self.mark = None;
         let mut old = std::mem::take(&mut self.unacked);
+        // The block that fills.
+        let mut last: Option<Slot> = None;
         let mut short = false;
-        while let Some(slot) = old.pop_front() {
+        while let Some(mut slot) = old.pop_front() {
+            if let Some(block) = &mut last {
+                let joined = join(ctx, block, &slot);
+                slot.trim_front(joined);
+                slot.seq = slot.seq.wrapping_add(joined as u32);
+                if slot.is_empty() {
+                    continue;
+                }
+            }
+            if let Some(block) = last.take() {
+                self.unacked.push_back(block);
+            }
             if short || slot.capacity() <= BLOCK_BYTES {
-                self.unacked.push_back(slot);
+                last = Some(slot);
                 continue;
             }
             let blocks = slot.len().div_ceil(BLOCK_PAYLOAD) as u32;
@@ -425,13 +443,32 @@ impl ToGuest {
             }
             let mut seq = slot.seq;
             for part in slot.bytes().chunks(BLOCK_PAYLOAD) {
-                if let Some(block) = copy(ctx, part, seq) {
-                    self.unacked.push_back(block);
+                if let Some(block) = copy(ctx, part, seq)
+                    && let Some(full) = last.replace(block)
+                {
+                    self.unacked.push_back(full);
                 }
                 seq = seq.wrapping_add(part.len() as u32);
             }
         }
+        if let Some(block) = last {
+            self.unacked.push_back(block);
+        }
     }
+}
+
+/// Copies as much of a piece as fits to the end of the small slot with the bytes before it; how much that was.
+fn join(ctx: &mut Ctx<'_>, block: &mut Slot, piece: &Slot) -> usize {
+    let (off, len) = (block.offset(), block.len());
+    let follows = block.seq.wrapping_add(len as u32) == piece.seq;
+    if !follows || block.capacity() > BLOCK_BYTES {
+        return 0;
+    }
+    let n = piece.len().min(block.capacity() - off - len);
+    block.set_range(off, len + n);
+    block.bytes_mut()[len..].copy_from_slice(&piece.bytes()[..n]);
+    ctx.stats.copied_bytes += n as u64;
+    n
 }
 
 /// Payload in a small slot of its own, behind headroom.
@@ -579,9 +616,13 @@ impl TcpFlow {
     pub fn handle_received(&mut self, ctx: &mut Ctx<'_>, result: Received) {
         self.to_guest.receiving = false;
         match result {
-            Received::Data { .. } | Received::Eof if self.phase == Phase::Gone => {}
+            Received::Data { .. } | Received::Eof | Received::NoBuffer
+                if self.phase == Phase::Gone => {}
             Received::Data { slot, .. } => {
                 ctx.stats.tcp_to_guest += slot.len() as u64;
+                if ctx.now - self.active < ACK_DELAY {
+                    self.slow = false;
+                }
                 self.active = ctx.now;
                 self.to_guest.arrived = Some(slot);
             }

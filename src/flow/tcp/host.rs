@@ -223,6 +223,16 @@ impl ToHost {
         Ok(())
     }
 
+    /// How much more the guest may be told to have arrived than it was.
+    pub(super) fn unacked(&self) -> u32 {
+        self.ack_number().wrapping_sub(self.acked)
+    }
+
+    /// Whether bytes wait for the host.
+    pub(super) fn waits(&self) -> bool {
+        self.blocked
+    }
+
     /// Whether an ACK says something new that the guest should know now.
     pub(super) fn ack_due(&self, ctx: &Ctx<'_>, mss: u16) -> bool {
         if self.ack_number() != self.acked {

@@ -39,7 +39,7 @@ use super::key::FlowKey;
 use super::{Action, Ctx, Errno, FlowId, Next};
 use crate::frame::Mac;
 use crate::limits::{
-    TCP_HALF_IDLE, TCP_IDLE, TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
+    ACK_DELAY, TCP_HALF_IDLE, TCP_IDLE, TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
 };
 use crate::time::Time;
 use guest::ToGuest;
@@ -63,6 +63,14 @@ pub struct TcpFlow {
     tries: u8,
     /// An ACK is owed even if it says nothing new.
     ack_owed: bool,
+    /// An ACK that says something new waits since then for data to go with.
+    late_since: Option<Time>,
+    /// Whether the flow waits in the stack's queue of late ACKs. Kept by the stack.
+    pub late: bool,
+    /// The host takes its time to answer: ACKs do not wait for it.
+    slow: bool,
+    /// Whether the stack counts the flow among those with data on its way to the host.
+    pub undrained: bool,
     to_host: ToHost,
     to_guest: ToGuest,
     /// When the guest was last heard or data last came from the host.
@@ -128,6 +136,10 @@ impl TcpFlow {
             mss: theirs.min(ours).max(28),
             tries: 0,
             ack_owed: false,
+            late_since: None,
+            late: false,
+            slow: false,
+            undrained: false,
             to_host: ToHost::new(syn.seq.wrapping_add(1), syn.scale.map(|_| WINDOW_SCALE)),
             to_guest: ToGuest::new(iss, syn.scale.unwrap_or(0), syn),
             active: ctx.now,
@@ -190,13 +202,38 @@ impl TcpFlow {
                 }
             }
         }
-        if self.phase == Phase::Open && (self.ack_owed || self.to_host.ack_due(ctx, self.mss)) {
+        if self.phase == Phase::Open && self.ack_now(ctx) {
             self.send_ack(ctx, key, self.to_guest.next());
         }
         if self.to_host.finished() && self.to_guest.finished() {
             return Next::Close { reset: false };
         }
         Next::Live(self.deadline())
+    }
+
+    /// Whether an ACK is to leave by itself now. One for little data waits for the answer to carry it: half the
+    /// frames of a short conversation are such ACKs.
+    fn ack_now(&mut self, ctx: &Ctx<'_>) -> bool {
+        let new = self.to_host.unacked();
+        if new == 0 {
+            self.late_since = None;
+        }
+        if self.ack_owed || !self.to_host.ack_due(ctx, self.mss) {
+            return self.ack_owed;
+        }
+        // A window update alone, a stream, or a guest that is told late as it is.
+        if new == 0 || new >= u32::from(self.mss) || self.slow || self.to_host.waits() {
+            return true;
+        }
+        let since = *self.late_since.get_or_insert(ctx.now);
+        let over = since + ACK_DELAY <= ctx.now;
+        self.slow = over;
+        over
+    }
+
+    /// Since when an ACK waits for data to go with; it must not beyond [`ACK_DELAY`].
+    pub fn ack_waits(&self) -> Option<Time> {
+        self.late_since
     }
 
     /// Time has passed: retransmits, probes, moves what has waited to small slots.
@@ -348,7 +385,8 @@ impl TcpFlow {
         self.send(ctx, key, &header);
     }
 
-    fn send(&self, ctx: &mut Ctx<'_>, key: &FlowKey, header: &Header) {
+    fn send(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, header: &Header) {
+        self.late_since = None;
         let Some(mut slot) = ctx.control_slot() else { return };
         if segment::emit(&mut slot, ctx.net.gateway_mac, self.mac, key, header, u16::MAX) {
             ctx.write(slot);
