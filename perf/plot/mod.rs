@@ -28,6 +28,8 @@ struct Picture {
     unit: (&'static str, f64),
     /// Whether more of it is better.
     more: bool,
+    /// Whether each row has a scale of its own: rows that differ by powers of ten.
+    apart: bool,
 }
 
 impl Picture {
@@ -39,7 +41,11 @@ impl Picture {
         unit: (&'static str, f64),
         more: bool,
     ) -> Self {
-        Self { verb, suffix, title, key, unit, more }
+        Self { verb, suffix, title, key, unit, more, apart: false }
+    }
+
+    const fn apart(self) -> Self {
+        Self { apart: true, ..self }
     }
 }
 
@@ -47,12 +53,34 @@ const GBPS: (&str, f64) = ("Gbit/s", 1.0);
 const CPU: (&str, f64) = ("CPU-seconds per GB carried", 1.0);
 /// From KiB.
 const MB: (&str, f64) = ("MB", 1024e-6);
+/// From microseconds.
+const US: (&str, f64) = ("microseconds", 1.0);
+const MS: (&str, f64) = ("milliseconds", 1.0);
+const BYTES: (&str, f64) = ("bytes in the process", 1.0);
+const KDPS: (&str, f64) = ("thousand datagrams per second", 1e-3);
+const TRIPS: (&str, f64) = ("round trips per second", 1.0);
+const OPENED: (&str, f64) = ("connections per second", 1.0);
+const REQUESTS: (&str, f64) = ("requests per second", 1.0);
 
 /// Every picture. A figure that no run of a document has gives none.
 const PICTURES: &[Picture] = &[
     Picture::new("tcp", "", "TCP throughput", "gbps", GBPS, true),
     Picture::new("tcp", "-cpu", "CPU time to carry TCP", "cpu_secs_per_gb", CPU, false),
     Picture::new("tcp", "-memory", "Resident memory under TCP load", "rss_mid_kib", MB, false),
+    Picture::new("udp", "", "UDP with at most 1% loss", "pps", KDPS, true).apart(),
+    Picture::new("udp", "-gbps", "UDP with at most 1% loss", "gbps", GBPS, true).apart(),
+    Picture::new("rr", "", "Request and response", "rate", TRIPS, true),
+    Picture::new("rr", "-p50", "Time of a round trip: median", "p50_us", US, false),
+    Picture::new("rr", "-p99", "Time of a round trip: 99th percentile", "p99_us", US, false),
+    Picture::new("crr", "", "New connections, one request each", "rate", OPENED, true),
+    Picture::new("crr", "-p99", "Time of a connection: 99th percentile", "p99_us", US, false),
+    Picture::new("flows", "", "Requests beside open connections", "rate", REQUESTS, true),
+    Picture::new("flows", "-p99", "Beside open connections: 99th percentile", "p99_us", US, false),
+    Picture::new("startup", "", "From exec to a ready network", "ready_ms", MS, false),
+    Picture::new("idle", "", "Wake-ups while nothing happens", "wakeups", ("wake-ups", 1.0), false),
+    Picture::new("idle", "-memory", "Resident memory while nothing happens", "rss_kib", MB, false),
+    Picture::new("memory", "", "Memory of an idle connection", "rss_bytes_each", BYTES, false),
+    Picture::new("wan", "", "TCP over a long path", "gbps", GBPS, true),
     Picture::new("ab", "", "Two builds: TCP throughput", "gbps", GBPS, true),
     Picture::new("ab", "-cpu", "Two builds: CPU time to carry TCP", "cpu_secs_per_gb", CPU, false),
 ];

@@ -18,6 +18,8 @@ pub(super) struct Chart {
     pub(super) columns: Vec<String>,
     /// Rows of panels.
     pub(super) rows: Vec<Row>,
+    /// Each row has a scale of its own.
+    pub(super) apart: bool,
     /// Small print: machine, versions, command.
     pub(super) notes: Vec<String>,
 }
@@ -124,8 +126,9 @@ pub(super) fn chart(picture: &Picture, documents: &[&Value]) -> Res<Option<Chart
         fixed.filter_map(|k| Some(words(k, entries[0].keys.get(k)?))).collect();
     Ok(Some(Chart {
         title: picture.title.to_owned(),
-        subtitle: subtitle(picture, first, &fixed),
+        subtitle: subtitle(picture, first, &fixed, rows.len()),
         warning: warning(documents),
+        apart: picture.apart && rows.len() > 1,
         columns,
         rows,
         notes: notes(documents, &forwarders),
@@ -176,6 +179,10 @@ fn words(key: &str, value: &Value) -> String {
         ("direction", "up") => "guest \u{2192} host".into(),
         ("direction", "down") => "host \u{2192} guest".into(),
         ("direction", "both") => "both ways at once".into(),
+        ("ip", _) => format!("IPv{text}"),
+        ("rtt_ms", _) => format!("round trip of {text} ms"),
+        ("clients", _) => format!("{text} client{many} at once"),
+        ("secs", _) => format!("within {text} s"),
         ("mtu", _) => format!("MTU {text}"),
         ("streams", _) => format!("{text} stream{many}"),
         ("size" | "bytes", _) => format!("{text} bytes"),
@@ -185,7 +192,7 @@ fn words(key: &str, value: &Value) -> String {
     }
 }
 
-fn subtitle(picture: &Picture, document: &Value, fixed: &[String]) -> String {
+fn subtitle(picture: &Picture, document: &Value, fixed: &[String], rows: usize) -> String {
     let better = if picture.more { "longer is better" } else { "shorter is better" };
     let rounds = document["rounds"].as_u64().unwrap_or(1);
     let taken = if rounds > 1 {
@@ -196,6 +203,9 @@ fn subtitle(picture: &Picture, document: &Value, fixed: &[String]) -> String {
     let mut parts = vec![format!("{}, {better}", picture.unit.0)];
     parts.extend(fixed.iter().cloned());
     parts.push(taken);
+    if picture.apart && rows > 1 {
+        parts.push("a scale for each row".into());
+    }
     parts.join("  \u{b7}  ")
 }
 

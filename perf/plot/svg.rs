@@ -52,10 +52,12 @@ struct Frame {
 }
 
 impl Frame {
-    fn of(chart: &Chart) -> Self {
-        let bars = || chart.rows.iter().flat_map(|r| &r.panels).flatten();
+    /// For some rows of a chart. Names and panels have the same place in all of them.
+    fn of(chart: &Chart, rows: &[Row]) -> Self {
+        let bars = || rows.iter().flat_map(|r| &r.panels).flatten();
+        let all = chart.rows.iter().flat_map(|r| &r.panels).flatten();
         let longest = |texts: &mut dyn Iterator<Item = f64>| texts.fold(0.0, f64::max);
-        let names = longest(&mut bars().map(|b| width(&b.name, 13.0, is_own(&b.name))));
+        let names = longest(&mut all.map(|b| width(&b.name, 13.0, is_own(&b.name))));
         let left = MARGIN + names + 10.0;
         let columns = chart.columns.len().max(1) as f64;
         let panel = (WIDTH - MARGIN - left - GAP * (columns - 1.0)) / columns;
@@ -83,7 +85,7 @@ impl Frame {
 
 /// A document of its own.
 pub(super) fn draw(chart: &Chart) -> String {
-    let frame = Frame::of(chart);
+    let frame = Frame::of(chart, &chart.rows);
     let mut body = String::new();
     let mut y = 44.0;
     text(&mut body, MARGIN, y, &chart.title, Style::new(23.0, INK).bold());
@@ -103,7 +105,11 @@ pub(super) fn draw(chart: &Chart) -> String {
         }
     }
     for row in &chart.rows {
-        y = draw_row(&mut body, &frame, row, y);
+        y = if chart.apart {
+            draw_row(&mut body, &Frame::of(chart, std::slice::from_ref(row)), row, y)
+        } else {
+            draw_row(&mut body, &frame, row, y)
+        };
     }
     y += 16.0;
     rule(&mut body, y);
@@ -218,21 +224,21 @@ fn value(bar: &Bar) -> String {
     }
 }
 
-/// A measured number: three digits that mean something.
+/// A measured number: three digits that mean something, and a count as it is.
 fn figure(number: f64) -> String {
     let places = match number.abs() {
-        n if n >= 99.95 => 0,
+        n if n >= 99.95 || n.fract() == 0.0 => 0,
         n if n >= 9.995 => 1,
-        n if n >= 0.995 || n == 0.0 => 2,
+        n if n >= 0.995 => 2,
         _ => 3,
     };
     grouped(number, places)
 }
 
-/// With a comma between thousands where there are many.
+/// With a comma between thousands.
 fn grouped(number: f64, places: usize) -> String {
     let text = format!("{number:.places$}");
-    if number < 10_000.0 || places > 0 {
+    if number < 1000.0 || places > 0 {
         return text;
     }
     let digits: Vec<char> = text.chars().collect();
@@ -254,7 +260,9 @@ fn places(step: f64) -> usize {
 }
 
 fn colour(name: &str, index: usize) -> &'static str {
-    let own = COLOURS.iter().find(|(n, _)| *n == name).map(|(_, c)| *c);
+    // More words after a name are a variant of it.
+    let is = |known: &str| name.split([' ', '-', '/', ',']).next() == Some(known);
+    let own = COLOURS.iter().find(|(n, _)| is(n)).map(|(_, c)| *c);
     own.unwrap_or(OTHERS[index % OTHERS.len()])
 }
 
@@ -358,6 +366,7 @@ pub(super) fn self_check() -> Res<()> {
         title: "a < b".into(),
         subtitle: String::new(),
         warning: None,
+        apart: false,
         columns: vec![String::new()],
         rows: vec![Row { name: String::new(), panels: vec![panel] }],
         notes: Vec::new(),
@@ -369,9 +378,10 @@ pub(super) fn self_check() -> Res<()> {
         .filter_map(|r| r.split_once("width=\"")?.1.split('"').next()?.parse().ok())
         .collect();
     let half = matches!(lengths[..], [all, half] if (all / 2.0 - half).abs() < 0.2);
-    let words = ["a &lt; b", ">20.0<", "10.0 (4 of 5 runs)", "failed (5 of 5 runs)"];
+    let words = ["a &lt; b", ">20<", "10 (4 of 5 runs)", "failed (5 of 5 runs)"];
     let missing: Vec<_> = words.iter().filter(|w| !svg.contains(**w)).collect();
-    let numbers = [(12_345.6, "12,346"), (0.123_45, "0.123"), (5.0, "5.00"), (123.4, "123")];
+    let numbers =
+        [(12_345.6, "12,346"), (0.123_45, "0.123"), (5.0, "5"), (5.01, "5.01"), (123.4, "123")];
     let wrong: Vec<_> = numbers.iter().filter(|(n, text)| figure(*n) != *text).collect();
     let steps = [(2.0, 0), (0.5, 1), (0.02, 2)].iter().all(|(s, p)| places(*s) == *p)
         && step(10.0) == 5.0
