@@ -1,10 +1,11 @@
 //! Two builds of ringtap on one machine, alternated A B B A so that a drift favours neither.
 
-use crate::cell::Direction;
+use crate::load::Figure;
 use crate::options::Options;
 use crate::report::{Machine, Series, Spread};
 use crate::revision::{self, Build, Named};
 use crate::rivals::{Forwarder, version};
+use crate::work::Work;
 use crate::{Res, idle_before, need_root, report};
 
 /// The fewest rounds that can carry a verdict. Were the two alike, all of five rounds would agree by
@@ -28,8 +29,8 @@ pub(crate) fn run(a: &Named, b: &Named, options: &Options) -> Res<()> {
     let sides = [side("A", a), side("B", b)];
     let mut series = Vec::new();
     for &mtu in &options.mtus {
-        for &direction in &options.directions {
-            series.extend(sides.iter().map(|s| Series::new(s.label(), mtu, direction)));
+        for load in Work::Tcp.loads(options) {
+            series.extend(sides.iter().map(|s| Series::new(s.label(), mtu, &load)));
         }
     }
     let mut idle = Vec::new();
@@ -57,19 +58,8 @@ pub(crate) fn run(a: &Named, b: &Named, options: &Options) -> Res<()> {
 
 fn print_pair(pair: &[Series]) {
     let [a, b] = pair else { return };
-    let way = match a.direction {
-        Direction::Up => "guest to host",
-        Direction::Down => "host to guest",
-    };
-    println!("TCP, IPv4, MTU {}, {way}: median (min..max)", a.mtu);
-    let mb = 1024.0 / 1e6;
-    // What it is called, its key, its unit in ours, and whether more of it is better.
-    for (what, key, unit, more) in [
-        ("Gbit/s", "gbps", 1.0, true),
-        ("CPU-s/GB", "cpu_secs_per_gb", 1.0, false),
-        ("RSS MB", "rss_mid_kib", mb, false),
-        ("peak MB", "hwm_kib", mb, false),
-    ] {
+    println!("tcp, {}: median (min..max)", a.what());
+    for &Figure { key, head: what, unit, more } in a.load.figures() {
         let text = |s: &Series| {
             Spread::of(s.figures(key).into_iter().flatten().map(|n| n * unit))
                 .map_or_else(|| "-".into(), |s| s.to_string())

@@ -12,7 +12,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -27,15 +27,24 @@ use nix::unistd::{Gid, Pid, Uid};
 use serde_json::json;
 
 use crate::cell::Cell;
-use crate::{Context, Res, load, proc};
+use crate::{Context, Res, load, proc, tool};
 
 /// Address of the host on the veth pair (TEST-NET-2, RFC 5737).
 const HOST: &str = "198.51.100.1";
 /// Address of the remote: the host's default route, and where the servers are.
-pub(crate) const REMOTE: &str = "198.51.100.2";
+const REMOTE: &str = "198.51.100.2";
+/// The same in IPv6 (RFC 3849), where a cell asks for it.
+const HOST6: &str = "2001:db8::1";
+const REMOTE6: &str = "2001:db8::2";
+/// Descriptors that every process may open: with the system's default, a thousand connections would be the
+/// end for those that do not raise it, and measure only that.
+const DESCRIPTORS: u64 = 65536;
 /// The ordinary user that owns the guest and runs the forwarder. Nobody has it: it needs no entry
 /// anywhere.
 const USER: u32 = 60001;
+/// Why there is no long path.
+pub(crate) const NO_NETEM: &str =
+    "a long path cannot be made: this kernel has no netem (CONFIG_NET_SCH_NETEM, module sch_netem)";
 /// How long a process may take to come up.
 pub(crate) const START: Duration = Duration::from_secs(10);
 
@@ -49,12 +58,12 @@ pub(crate) struct Bed {
 
 impl Bed {
     /// Builds one; called once, in a process that [`stage`] has prepared.
-    fn build(mtu: u16) -> Res<Self> {
+    fn build(cell: &Cell) -> Res<Self> {
         let remote = hold(Place::Host, "remote")?;
         let guest = hold(Place::User, "guest")?;
         let bed = Self { remote, guest };
         let peer = bed.remote.pid().to_string();
-        let mtu = mtu.to_string();
+        let mtu = cell.mtu.to_string();
         let ip = |place, line: &str| run(bed.command(place, "ip").args(line.split(' ')));
         ip(Place::Host, "link set lo up")?;
         ip(
@@ -67,7 +76,42 @@ impl Bed {
         ip(Place::Remote, "link set remote0 up")?;
         // pasta takes its addresses from the interface with the default route.
         ip(Place::Host, &format!("route add default via {REMOTE}"))?;
+        if cell.load.ip() == 6 {
+            ip(Place::Host, &format!("address add {HOST6}/64 dev host0 nodad"))?;
+            ip(Place::Remote, &format!("address add {REMOTE6}/64 dev remote0 nodad"))?;
+            ip(Place::Host, &format!("route add default via {REMOTE6}"))?;
+        }
+        bed.delay(cell.load.delay_ms())?;
+        // A connection per request uses up the default's 28,000 ports within seconds; that of the guest
+        // is set by its root.
+        for place in [Place::Host, Place::Guest] {
+            let write = "echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range";
+            run(bed.command(place, "sh").args(["-c", write]))?;
+        }
         Ok(bed)
+    }
+
+    /// Makes the veth pair a long one.
+    fn delay(&self, ms: u32) -> Res<()> {
+        if ms == 0 {
+            return Ok(());
+        }
+        for (place, device) in [(Place::Host, "host0"), (Place::Remote, "remote0")] {
+            let mut tc = self.command(place, "tc");
+            tc.args(["qdisc", "add", "dev", device, "root", "netem"]);
+            // As many packets as may be on their way: the default of 1,000 would be a limit of its own.
+            tc.args(["delay", &format!("{ms}ms"), "limit", "200000"]);
+            run(&mut tc).map_err(|e| match e.contains("qdisc kind is unknown") {
+                true => NO_NETEM.to_owned(),
+                false => e,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Address of the remote: the host's default route, and where the servers are.
+    pub(crate) fn remote(&self, ip: u32) -> &'static str {
+        if ip == 6 { REMOTE6 } else { REMOTE }
     }
 
     /// A command that will run in a place.
@@ -91,6 +135,27 @@ impl Bed {
         wait(forwarder, "the guest's default route", || {
             let table = fs::read_to_string(&path).context(&path)?;
             Ok(table.lines().skip(1).any(|l| l.split_whitespace().nth(1) == Some("00000000")))
+        })
+    }
+
+    /// Waits until the guest has an IPv6 default route and an address that may be used.
+    pub(crate) fn wait_guest_ip6(&self, forwarder: &mut Proc) -> Res<()> {
+        let pid = self.guest.pid();
+        let read = |file| {
+            let path = format!("/proc/{pid}/net/{file}");
+            fs::read_to_string(&path).context(path)
+        };
+        wait(forwarder, "the guest's IPv6 address and route", || {
+            // Address, index, prefix length, scope (00: global), flags (40: tentative), name.
+            let usable = |line: &str| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let flags = fields.get(4).and_then(|f| u32::from_str_radix(f, 16).ok());
+                fields.get(3) == Some(&"00") && flags.is_some_and(|f| f & 0x40 == 0)
+            };
+            // Destination and its prefix length; the kernel's own unreachable default is on lo.
+            let none = format!("{:032} 00 ", 0);
+            let default = |line: &str| line.starts_with(&none) && !line.ends_with(" lo");
+            Ok(read("if_inet6")?.lines().any(usable) && read("ipv6_route")?.lines().any(default))
         })
     }
 
@@ -166,6 +231,29 @@ impl Proc {
         Ok(self.output())
     }
 
+    /// Waits for its end, which is to be a good one.
+    pub(crate) fn succeeds(&mut self) -> Res<()> {
+        match self.child.wait().context("wait")? {
+            status if status.success() => Ok(()),
+            status => Err(format!("{status}: {}", self.last_words())),
+        }
+    }
+
+    /// Waits for the first line it prints, while it goes on.
+    pub(crate) fn line_within(&mut self, limit: Duration) -> Res<String> {
+        let deadline = proc::now() + limit;
+        loop {
+            if let Some((line, _)) = self.output().split_once('\n') {
+                return Ok(line.to_owned());
+            }
+            self.still_runs()?;
+            if proc::now() >= deadline {
+                return Err(format!("said nothing within {} s", limit.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Ends it by a signal that it handles.
     pub(crate) fn interrupt(self, limit: Duration) -> Res<String> {
         let pid = i32::try_from(self.pid()).context("pid")?;
@@ -212,18 +300,16 @@ pub(crate) fn ready_pipe() -> Res<(OwnedFd, OwnedFd)> {
 
 /// Waits for the byte on a ready pipe whose other end only the forwarder has.
 pub(crate) fn wait_ready(forwarder: &mut Proc, read: OwnedFd) -> Res<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("ready pipe")?;
+    use nix::poll::{PollFd, PollFlags, poll};
     let mut file = fs::File::from(read);
     wait(forwarder, "its byte on the ready descriptor", || {
-        let mut byte = [0];
-        match file.read(&mut byte) {
-            Ok(1..) => Ok(true),
-            // Closed without a byte: its end, seen by the caller at the next turn, says why.
-            Ok(0) => Ok(false),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
-            Err(e) => Err(format!("ready pipe: {e}")),
+        // Wakes with the byte: this is what `startup` measures.
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, 100u16).context("ready pipe")? == 0 {
+            return Ok(false);
         }
+        // Closed without a byte: its end, seen by the caller at the next turn, says why.
+        Ok(file.read(&mut [0]).context("ready pipe")? == 1)
     })
 }
 
@@ -245,7 +331,13 @@ fn wait(process: &mut Proc, what: &str, mut done: impl FnMut() -> Res<bool>) -> 
 fn command(place: Place, held: u32, program: impl AsRef<OsStr>) -> Command {
     let how = match place {
         Place::Host => return Command::new(program),
-        Place::User => "user",
+        Place::User => {
+            // Without `enter`, whose own start would be charged to the program. The standard library
+            // leaves the groups too.
+            let mut command = Command::new(program);
+            command.uid(USER).gid(USER);
+            return command;
+        }
         Place::Remote => "remote",
         Place::Guest => "guest",
     };
@@ -301,6 +393,7 @@ pub(crate) fn stage(name: &str, args: &[OsString]) -> Res<()> {
         ("bed", [cell]) => outer(cell),
         ("cell", [cell]) => inner(cell),
         ("hold", [what]) => holder(what),
+        ("tool", args) => tool::run(args),
         ("enter", [how, held, program, args @ ..]) => Err(enter(how, held, program, args)),
         _ => Err(format!("no stage {name:?}")),
     }
@@ -329,13 +422,22 @@ fn inner(cell: &OsStr) -> Res<()> {
 fn measure(cell: &OsStr) -> Res<serde_json::Value> {
     let cell = Cell::from_json(&cell.to_string_lossy())?;
     own_mounts()?;
-    let bed = Bed::build(cell.mtu).context("bed")?;
-    let begin = proc::now();
-    let forwarder = cell.forwarder.attach(&bed, cell.mtu)?;
-    let ready = proc::now() - begin;
+    raise_descriptors()?;
+    let bed = Bed::build(&cell).context("bed")?;
+    let (forwarder, ready) = cell.forwarder.attach(&bed, &cell)?;
     let mut sample = load::run(&bed, forwarder, &cell)?;
     sample["ready_ms"] = json!(ready.as_secs_f64() * 1e3);
     Ok(sample)
+}
+
+/// Up to [`DESCRIPTORS`], or to what is allowed here: root of a container may not exceed its own limit.
+fn raise_descriptors() -> Res<()> {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    if setrlimit(RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_ok() {
+        return Ok(());
+    }
+    let (_, hard) = getrlimit(RLIMIT_NOFILE).context("descriptors")?;
+    setrlimit(RLIMIT_NOFILE, hard, hard).context("descriptors")
 }
 
 /// Mounts that only this cell sees: /proc of its own PID namespace, and a /dev/net/tun that everybody may
@@ -385,15 +487,13 @@ fn enter(how: &OsStr, held: &OsStr, program: &OsStr, args: &[OsString]) -> Strin
             nix::unistd::setresgid(gid, gid, gid).context("setresgid")?;
             nix::unistd::setresuid(uid, uid, uid).context("setresuid")
         };
-        let leave_groups = || nix::unistd::setgroups(&[]).context("setgroups");
         match how.to_str() {
-            Some("user") => leave_groups().and_then(|()| become_user(USER)),
             Some("remote") => join("net", CloneFlags::CLONE_NEWNET),
             Some("guest") => {
                 // The groups first: setgroups is denied inside. Root inside at the end, or the
                 // capabilities that joining gave would be gone with exec (and with them the right to
                 // choose a congestion control).
-                leave_groups()?;
+                nix::unistd::setgroups(&[]).context("setgroups")?;
                 let net = format!("/proc/{}/ns/net", held.display());
                 let net = fs::File::open(&net).context(&net)?;
                 join("user", CloneFlags::CLONE_NEWUSER)?;

@@ -16,6 +16,8 @@ pub(crate) enum Direction {
     Up,
     /// Host to guest.
     Down,
+    /// Both at once.
+    Both,
 }
 
 impl Direction {
@@ -24,12 +26,22 @@ impl Direction {
         match self {
             Self::Up => "up",
             Self::Down => "down",
+            Self::Both => "both",
+        }
+    }
+
+    /// In a table's title.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Up => "guest to host",
+            Self::Down => "host to guest",
+            Self::Both => "both ways at once",
         }
     }
 
     /// The opposite of [`Self::name`].
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        [Self::Up, Self::Down].into_iter().find(|d| d.name() == name)
+        [Self::Up, Self::Down, Self::Both].into_iter().find(|d| d.name() == name)
     }
 }
 
@@ -46,7 +58,7 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// Measures. The object has the keys that [`crate::load`] documents.
+    /// Measures. The object has the keys that [`crate::load`] and its modules document.
     pub(crate) fn run(&self) -> Res<Value> {
         let out = Command::new("/proc/self/exe")
             .arg("__bed")

@@ -1,31 +1,17 @@
-//! Traffic, and what the forwarder spends on it.
+//! Traffic: what can be measured, with which figures, and where that is done.
 //!
-//! A load gives one JSON object. `tcp`: `gbps`, `bytes`, `secs` (the receiver's), `retransmits` (the
-//! sender's), `mss` (the client's: tells whether the MTU took effect), and unless the cell is direct: `cpu_secs`, `cpu_secs_per_gb`, `rss_mid_kib`, `rss_idle_kib`,
-//! `hwm_kib` of the forwarder. A later load (datagrams, round trips, connections, start) is one more arm
-//! here with keys of its own.
+//! A load gives one JSON object of figures; [`Load::figures`] names those that a report shows. With a
+//! forwarder, `bill` adds `cpu_secs`, `rss_mid_kib`, `rss_idle_kib`, `hwm_kib`. A later load is one more
+//! arm here.
 
-use std::path::Path;
-use std::time::Duration;
+use serde_json::{Map, Value, json};
 
-use serde_json::{Value, json};
-
-use crate::bed::{self, Bed, Place, Proc};
+use crate::bed::{Bed, Proc};
 use crate::cell::{Cell, Direction};
-use crate::{Context, Res, proc};
-
-/// The endpoints' congestion control. Not the machine's default, which differs from machine to machine.
-/// Forwarders' own sockets keep that default.
-const CONGESTION: &str = "cubic";
-/// iperf3's port.
-const PORT: u16 = 5201;
-/// How long after the stream "idle" is looked at.
-const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// What iperf3 may take beyond its seconds: a stalled stream still ends by itself, a dead one does not.
-const GRACE: Duration = Duration::from_secs(15);
+use crate::{Context, Res, bulk, exchange, still};
 
 /// Which traffic.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Load {
     /// None: the forwarder came up.
     Attach,
@@ -37,140 +23,266 @@ pub(crate) enum Load {
         secs: u32,
         /// Which way.
         direction: Direction,
+        /// IP version.
+        ip: u32,
+        /// Added to each way of the veth pair, milliseconds.
+        delay_ms: u32,
+    },
+    /// Datagrams at the highest rate that arrives.
+    Udp {
+        /// Payload of a datagram.
+        size: u32,
+        /// Many in one call: UDP_SEGMENT and UDP_GRO.
+        gso: bool,
+        /// Which way.
+        direction: Direction,
+        /// Milliseconds of each try.
+        probe_ms: u32,
+    },
+    /// One request after the other.
+    Rr {
+        /// Over UDP, not TCP.
+        udp: bool,
+        /// Bytes of a request.
+        request: u32,
+        /// Bytes of a reply.
+        reply: u32,
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// Connections, one request each.
+    Crr {
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// One request after the other on one of many connections.
+    Flows {
+        /// Open connections, the busy one included.
+        connections: u32,
+        /// Milliseconds.
+        ms: u32,
+    },
+    /// From exec to ready.
+    Startup,
+    /// Nothing, for long.
+    Idle {
+        /// Seconds.
+        secs: u32,
+    },
+    /// Idle connections.
+    Memory {
+        /// Of the first look.
+        few: u32,
+        /// Of the second.
+        many: u32,
     },
 }
 
+/// A figure of a report.
+pub(crate) struct Figure {
+    /// In the object of a run.
+    pub(crate) key: &'static str,
+    /// Above the column.
+    pub(crate) head: &'static str,
+    /// From the object's unit to the column's.
+    pub(crate) unit: f64,
+    /// More of it is better.
+    pub(crate) more: bool,
+}
+
+const fn figure(key: &'static str, head: &'static str, unit: f64, more: bool) -> Figure {
+    Figure { key, head, unit, more }
+}
+
+const MB: f64 = 1024.0 / 1e6;
+const GBPS: Figure = figure("gbps", "Gbit/s", 1.0, true);
+const CPU_GB: Figure = figure("cpu_secs_per_gb", "CPU-s/GB", 1.0, false);
+const RSS: Figure = figure("rss_mid_kib", "RSS MB", MB, false);
+const IDLE: Figure = figure("rss_idle_kib", "idle MB", MB, false);
+const PEAK: Figure = figure("hwm_kib", "peak MB", MB, false);
+const RATE: Figure = figure("rate", "per second", 1.0, true);
+const P50: Figure = figure("p50_us", "p50 us", 1.0, false);
+const P99: Figure = figure("p99_us", "p99 us", 1.0, false);
+const CPU_OP: Figure = figure("cpu_us_per_op", "CPU us each", 1.0, false);
+const LOST: Figure = figure("lost", "lost", 1.0, false);
+
 impl Load {
+    /// Its figures; the first is the one that is compared.
+    pub(crate) fn figures(&self) -> &'static [Figure] {
+        match self {
+            Self::Attach | Self::Startup => const { &[figure("ready_ms", "ms", 1.0, false)] },
+            Self::Tcp { direction: Direction::Both, .. } => {
+                const {
+                    &[
+                        GBPS,
+                        figure("gbps_up", "up", 1.0, true),
+                        figure("gbps_down", "down", 1.0, true),
+                        CPU_GB,
+                        RSS,
+                        IDLE,
+                        PEAK,
+                    ]
+                }
+            }
+            Self::Tcp { .. } => const { &[GBPS, CPU_GB, RSS, IDLE, PEAK] },
+            Self::Udp { .. } => {
+                const {
+                    &[
+                        figure("pps", "kilo-dgrams/s", 1e-3, true),
+                        GBPS,
+                        figure("loss_percent", "loss %", 1.0, false),
+                        figure("sender_limited", "sender is limit", 1.0, false),
+                        PEAK,
+                    ]
+                }
+            }
+            Self::Rr { .. } => const { &[RATE, P50, P99, LOST, CPU_OP] },
+            Self::Crr { .. } => const { &[RATE, P50, P99, CPU_OP, PEAK] },
+            Self::Flows { .. } => {
+                const { &[RATE, P50, P99, figure("open", "open", 1.0, true), CPU_OP, PEAK] }
+            }
+            Self::Idle { .. } => {
+                const {
+                    &[
+                        figure("wakeups", "wake-ups", 1.0, false),
+                        figure("cpu_ms", "CPU ms", 1.0, false),
+                        figure("rss_kib", "RSS MB", MB, false),
+                    ]
+                }
+            }
+            Self::Memory { .. } => {
+                const {
+                    &[
+                        figure("rss_bytes_each", "RSS bytes each", 1.0, false),
+                        figure("slab_bytes_each", "kernel bytes each, all ends", 1.0, false),
+                        figure("open", "open", 1.0, true),
+                        figure("rss_kib", "RSS MB", MB, false),
+                    ]
+                }
+            }
+        }
+    }
+
+    /// What tells it from other loads of its verb: keys of a series.
+    pub(crate) fn params(&self) -> Map<String, Value> {
+        let v = match self {
+            Self::Attach | Self::Startup => json!({}),
+            Self::Tcp { streams, direction, ip, delay_ms, .. } => {
+                let mut v = json!({ "direction": direction.name(), "streams": streams });
+                if *ip != 4 {
+                    v["ip"] = json!(ip);
+                }
+                if *delay_ms > 0 {
+                    v["rtt_ms"] = json!(2 * delay_ms);
+                }
+                v
+            }
+            Self::Udp { size, gso, direction, .. } => json!({
+                "direction": direction.name(), "size": size,
+                "what": if *gso { "GSO" } else { "single" },
+            }),
+            Self::Rr { udp, request, reply, .. } => json!({
+                "proto": if *udp { "UDP" } else { "TCP" }, "what": format!("{request}/{reply} bytes"),
+            }),
+            Self::Crr { .. } => json!({ "clients": crate::tool::CRR_CLIENTS }),
+            Self::Flows { connections, .. } => json!({ "connections": connections }),
+            Self::Idle { secs } => json!({ "secs": secs }),
+            Self::Memory { few, many } => json!({ "what": format!("{few} to {many} connections") }),
+        };
+        match v {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    /// IP version.
+    pub(crate) fn ip(&self) -> u32 {
+        if let Self::Tcp { ip, .. } = self { *ip } else { 4 }
+    }
+
+    /// Delay on each way of the veth pair, milliseconds.
+    pub(crate) fn delay_ms(&self) -> u32 {
+        if let Self::Tcp { delay_ms, .. } = self { *delay_ms } else { 0 }
+    }
+
     /// For the next stage.
     pub(crate) fn to_json(&self) -> Value {
         match self {
             Self::Attach => json!({ "kind": "attach" }),
-            Self::Tcp { streams, secs, direction } => json!({
+            Self::Tcp { streams, secs, direction, ip, delay_ms } => json!({
                 "kind": "tcp", "streams": streams, "secs": secs, "direction": direction.name(),
+                "ip": ip, "delay_ms": delay_ms,
             }),
+            Self::Udp { size, gso, direction, probe_ms } => json!({
+                "kind": "udp", "size": size, "gso": gso, "direction": direction.name(),
+                "probe_ms": probe_ms,
+            }),
+            Self::Rr { udp, request, reply, ms } => json!({
+                "kind": "rr", "udp": udp, "request": request, "reply": reply, "ms": ms,
+            }),
+            Self::Crr { ms } => json!({ "kind": "crr", "ms": ms }),
+            Self::Flows { connections, ms } => {
+                json!({ "kind": "flows", "connections": connections, "ms": ms })
+            }
+            Self::Startup => json!({ "kind": "startup" }),
+            Self::Idle { secs } => json!({ "kind": "idle", "secs": secs }),
+            Self::Memory { few, many } => json!({ "kind": "memory", "few": few, "many": many }),
         }
     }
 
     /// The opposite of [`Self::to_json`].
     pub(crate) fn from_json(v: &Value) -> Option<Self> {
         let number = |key: &str| u32::try_from(v[key].as_u64()?).ok();
-        match v["kind"].as_str()? {
-            "attach" => Some(Self::Attach),
-            "tcp" => Some(Self::Tcp {
+        let direction = || Direction::parse(v["direction"].as_str()?);
+        Some(match v["kind"].as_str()? {
+            "attach" => Self::Attach,
+            "tcp" => Self::Tcp {
                 streams: number("streams")?,
                 secs: number("secs")?,
-                direction: Direction::parse(v["direction"].as_str()?)?,
-            }),
-            _ => None,
-        }
+                direction: direction()?,
+                ip: number("ip")?,
+                delay_ms: number("delay_ms")?,
+            },
+            "udp" => Self::Udp {
+                size: number("size")?,
+                gso: v["gso"].as_bool()?,
+                direction: direction()?,
+                probe_ms: number("probe_ms")?,
+            },
+            "rr" => Self::Rr {
+                udp: v["udp"].as_bool()?,
+                request: number("request")?,
+                reply: number("reply")?,
+                ms: number("ms")?,
+            },
+            "crr" => Self::Crr { ms: number("ms")? },
+            "flows" => Self::Flows { connections: number("connections")?, ms: number("ms")? },
+            "startup" => Self::Startup,
+            "idle" => Self::Idle { secs: number("secs")? },
+            "memory" => Self::Memory { few: number("few")?, many: number("many")? },
+            _ => return None,
+        })
     }
 }
 
 /// Runs a cell's load over its bed.
 pub(crate) fn run(bed: &Bed, forwarder: Option<Proc>, cell: &Cell) -> Res<Value> {
-    match cell.load {
-        Load::Attach => Ok(json!({})),
-        Load::Tcp { streams, secs, direction } => {
-            let perf = cell.perf.as_deref();
-            tcp(bed, forwarder, perf, streams, secs, direction).context(cell.forwarder.label())
+    match &cell.load {
+        // Startup is timed where the forwarder is started.
+        Load::Attach | Load::Startup => Ok(json!({})),
+        Load::Tcp { streams, secs, direction, ip, .. } => {
+            bulk::tcp(bed, forwarder, cell, *streams, *secs, *direction, *ip)
         }
-    }
-}
-
-fn tcp(
-    bed: &Bed,
-    mut forwarder: Option<Proc>,
-    perf: Option<&Path>,
-    streams: u32,
-    secs: u32,
-    direction: Direction,
-) -> Res<Value> {
-    let mut server = Proc::start(bed.command(Place::Remote, "iperf3").args(["-s", "-1"]))?;
-    bed.wait_listen(&mut server, PORT).context("iperf3 server")?;
-
-    let place = if forwarder.is_some() { Place::Guest } else { Place::Host };
-    let mut client = bed.command(place, "iperf3");
-    client.args(["-c", bed::REMOTE, "-C", CONGESTION, "-J", "-i", "0"]);
-    client.args(["-P", &streams.to_string(), "-t", &secs.to_string()]);
-    if direction == Direction::Down {
-        client.arg("-R");
-    }
-
-    let profiler = match (perf, &forwarder) {
-        (Some(file), Some(f)) => Some(profile(file, f.pid())?),
-        _ => None,
-    };
-    let spent_before = forwarder.as_ref().map(|f| proc::cpu_secs(f.pid())).transpose()?;
-    let client = Proc::start(&mut client)?;
-    std::thread::sleep(Duration::from_secs(secs.into()) / 2);
-    let rss_mid = rss(forwarder.as_ref());
-    let rest = Duration::from_secs(secs.into()) / 2;
-    let text = client.output_within(rest + GRACE).context("iperf3");
-    let spent_after = forwarder.as_ref().map(|f| proc::cpu_secs(f.pid()));
-    if let Some(profiler) = profiler {
-        profiler.interrupt(GRACE).context("perf record")?;
-    }
-    // A forwarder that died is the reason for whatever iperf3 says.
-    if let Some(f) = &mut forwarder {
-        f.still_runs()?;
-    }
-    let mut sample = read_iperf(&text?)?;
-
-    if let (Some(f), Some(before), Some(after)) = (&forwarder, spent_before, spent_after) {
-        let spent = after? - before;
-        std::thread::sleep(IDLE_AFTER);
-        let bytes = sample["bytes"].as_f64().unwrap_or_default();
-        sample["cpu_secs"] = json!(spent);
-        sample["cpu_secs_per_gb"] = json!((bytes > 0.0).then(|| spent / (bytes / 1e9)));
-        let (rss_mid, rss_idle) = (rss_mid?, rss(Some(f))?);
-        // The kernel counts per processor and sums up now and then: the mark may lag behind what has been
-        // seen.
-        let mark = Some(proc::memory_kib(f.pid(), "VmHWM")?);
-        sample["rss_mid_kib"] = json!(rss_mid);
-        sample["rss_idle_kib"] = json!(rss_idle);
-        sample["hwm_kib"] = json!(mark.max(rss_mid).max(rss_idle));
-    }
-    Ok(sample)
-}
-
-fn rss(forwarder: Option<&Proc>) -> Res<Option<u64>> {
-    forwarder.map(|f| proc::memory_kib(f.pid(), "VmRSS")).transpose()
-}
-
-/// The receiver's figures of `iperf3 -J`: what arrived, not what was handed in.
-fn read_iperf(text: &str) -> Res<Value> {
-    let v: Value = serde_json::from_str(text)
-        .map_err(|_| format!("iperf3 said: {}", text.trim().replace('\n', " / ")))?;
-    if let Some(error) = v["error"].as_str() {
-        return Err(format!("iperf3: {error}"));
-    }
-    let received = &v["end"]["sum_received"];
-    let field = |key: &str| {
-        received[key].as_f64().ok_or_else(|| format!("iperf3 gave no sum_received.{key}"))
-    };
-    // Should the two ends not have taken what -C asked for, the numbers would be of something else.
-    for key in ["sender_tcp_congestion", "receiver_tcp_congestion"] {
-        let used = v["end"][key].as_str().unwrap_or(CONGESTION);
-        if used != CONGESTION {
-            return Err(format!("iperf3: {key} is {used}, not {CONGESTION}"));
+        Load::Udp { size, gso, direction, probe_ms } => {
+            exchange::udp(bed, forwarder, *size, *gso, *direction, *probe_ms)
         }
+        Load::Rr { udp, request, reply, ms } => {
+            exchange::rr(bed, forwarder, *udp, *request, *reply, *ms)
+        }
+        Load::Crr { ms } => exchange::crr(bed, forwarder, *ms),
+        Load::Flows { connections, ms } => exchange::flows(bed, forwarder, *connections, *ms),
+        Load::Idle { secs } => still::idle(forwarder, *secs),
+        Load::Memory { few, many } => still::memory(bed, forwarder, *few, *many),
     }
-    Ok(json!({
-        "gbps": field("bits_per_second")? / 1e9,
-        "bytes": field("bytes")?,
-        "secs": field("seconds")?,
-        "retransmits": v["end"]["sum_sent"]["retransmits"],
-        "mss": v["start"]["tcp_mss_default"],
-    }))
-}
-
-/// Starts `perf record` on a forwarder; interrupting it writes the file.
-fn profile(file: &Path, pid: u32) -> Res<Proc> {
-    let mut command = std::process::Command::new("perf");
-    command.args(["record", "-g", "-o"]).arg(file).args(["-p", &pid.to_string()]);
-    let mut perf = Proc::start(&mut command)?;
-    // perf does not say when it has attached.
-    std::thread::sleep(Duration::from_millis(300));
-    perf.still_runs().context("perf record")?;
-    Ok(perf)
+    .context(cell.forwarder.label())
 }

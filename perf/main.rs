@@ -15,7 +15,10 @@ use std::time::Duration;
 mod ab;
 mod all;
 mod bed;
+mod bill;
+mod bulk;
 mod cell;
+mod exchange;
 mod load;
 mod options;
 mod plot;
@@ -23,11 +26,16 @@ mod proc;
 mod report;
 mod revision;
 mod rivals;
+mod still;
+mod tool;
+mod work;
 
 use cell::{Cell, Direction};
 use load::Load;
 use options::{Options, Verb};
 use report::{Machine, Series};
+use rivals::Forwarder;
+use work::Work;
 
 /// Failures are sentences for the operator or for the report: nobody matches on them.
 type Res<T> = Result<T, String>;
@@ -60,7 +68,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Verb::Check => check(),
-        Verb::Tcp(options) => tcp(&options),
+        Verb::Measure(work, options) => measure(work, &options),
         Verb::Ab(a, b, options) => ab::run(&a, &b, &options),
         Verb::All(options, given) => all::run(&options, &given),
         Verb::Plot(files, out) => plot::files(&files, &out),
@@ -87,19 +95,18 @@ fn need_root() -> Res<()> {
         .into())
 }
 
-/// One stream up and down through each forwarder, paired in rounds.
-fn tcp(options: &Options) -> Res<()> {
+/// A verb's loads through each forwarder, paired in rounds.
+fn measure(work: Work, options: &Options) -> Res<()> {
     need_root()?;
     let machine = Machine::look(&options.ringtap);
     print!("{machine}");
-    let forwarders = options.forwarders();
+    let forwarders = work.forwarders(options);
+    let loads = work.loads(options);
     let per_block = forwarders.len().max(1);
     let mut series = Vec::new();
     for &mtu in &options.mtus {
-        for &direction in &options.directions {
-            for f in &forwarders {
-                series.push(Series::new(f.label(), mtu, direction));
-            }
+        for load in &loads {
+            series.extend(forwarders.iter().map(|f| Series::new(f.label(), mtu, load)));
         }
     }
     let cells_all = series.len() * options.rounds as usize;
@@ -120,16 +127,22 @@ fn tcp(options: &Options) -> Res<()> {
                 });
                 let result = cell.run();
                 report::progress(&block[i], &result);
+                if let Err(e) = &result
+                    && e.contains(bed::NO_NETEM)
+                {
+                    // Every other cell would say the same.
+                    return Err(e.clone());
+                }
                 block[i].runs.push(result);
             }
         }
     }
     println!();
     for block in series.chunks(per_block) {
-        report::table(block, options);
+        report::table(work.name(), block, options);
     }
     report::idle_line(&idle);
-    report::save("tcp", &machine, options, &idle, &series)?;
+    report::save(work.name(), &machine, options, &idle, &series)?;
     match series.iter().map(Series::failures).sum::<usize>() {
         0 => Ok(()),
         n => Err(format!("{n} of {cells_all} measurements failed (listed above)")),
@@ -149,46 +162,74 @@ fn idle_before(round: u32, rounds: u32) -> Res<f64> {
 fn perf_file(file: &std::path::Path, series: &Series, round: u32) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(format!(
-        ".{}.{}.{}.{}",
+        ".{}.{}.{}",
         series.forwarder,
-        series.mtu,
-        series.direction.name(),
+        series.what().replace([' ', ',', '/'], "-"),
         round + 1
     ));
     name.into()
 }
 
-/// `--test`: the beds can be built, each forwarder can be attached, a stream passes through ringtap. A rival
-/// that is not installed is named and left out.
+/// `--test`: the beds can be built, each forwarder can be attached, and every load passes direct and through
+/// ringtap for a moment. A rival that is not installed is named and left out.
 fn check() -> Res<()> {
     report::self_check()?;
     ab::self_check()?;
     all::self_check()?;
     plot::self_check()?;
+    tool::echo::self_check()?;
+    tool::flood::self_check()?;
     if let Err(why) = need_root() {
         println!("perf: beds not checked: {why}");
         return Ok(());
     }
     let options = Options::default();
     let mut failed = 0;
-    for f in options.forwarders() {
-        if let Some(program) = f.rival().filter(|p| !rivals::installed(p)) {
-            println!("{:<12} left out: {program} is not installed", f.label());
-            continue;
-        }
-        // A rival's own trouble with traffic is no defect of this tree: it only has to come up.
-        let load = if f.rival().is_some() {
-            Load::Attach
-        } else {
-            Load::Tcp { streams: 1, secs: 1, direction: Direction::Up }
-        };
-        match (Cell { forwarder: f.clone(), mtu: 1500, load, perf: None }).run() {
-            Ok(sample) => println!("{:<12} ok {sample}", f.label()),
+    let mut cell = |forwarder: &Forwarder, load: Load| {
+        let label = forwarder.label().to_owned();
+        match (Cell { forwarder: forwarder.clone(), mtu: 1500, load: load.clone(), perf: None })
+            .run()
+        {
+            Ok(sample) => println!("{label:<13} ok {load:?} {sample}"),
             Err(e) => {
                 failed += 1;
-                println!("{:<12} FAILED: {e}", f.label());
+                println!("{label:<13} FAILED {load:?}: {e}");
             }
         }
+    };
+    for f in options.forwarders() {
+        match f.rival() {
+            Some(program) if !rivals::installed(program) => {
+                println!("{:<13} left out: {program} is not installed", f.label());
+            }
+            // A rival's own trouble with traffic is no defect of this tree: it only has to come up.
+            Some(_) => cell(&f, Load::Attach),
+            None => brief(&f).into_iter().for_each(|load| cell(&f, load)),
+        }
     }
-    if failed == 0 { Ok(()) } else { Err(format!("{failed} beds failed")) }
+    if failed == 0 { Ok(()) } else { Err(format!("{failed} cells failed")) }
+}
+
+/// Each load, as short as can be.
+fn brief(forwarder: &Forwarder) -> Vec<Load> {
+    let tcp = |direction, ip| Load::Tcp { streams: 1, secs: 1, direction, ip, delay_ms: 0 };
+    let udp = |size, gso, direction| Load::Udp { size, gso, direction, probe_ms: 20 };
+    let rr = |udp| Load::Rr { udp, request: 64, reply: 1024, ms: 200 };
+    let mut loads = match forwarder {
+        Forwarder::DirectSystem => vec![tcp(Direction::Up, 4)],
+        _ => vec![
+            tcp(Direction::Both, 4),
+            tcp(Direction::Down, 6),
+            udp(64, false, Direction::Up),
+            udp(1400, true, Direction::Down),
+            rr(false),
+            rr(true),
+            Load::Crr { ms: 200 },
+            Load::Flows { connections: 20, ms: 200 },
+        ],
+    };
+    if forwarder.label() == "ringtap" {
+        loads.extend([Load::Startup, Load::Memory { few: 10, many: 20 }]);
+    }
+    loads
 }

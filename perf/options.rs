@@ -8,27 +8,40 @@ use lexopt::ValueExt;
 use crate::Res;
 use crate::all;
 use crate::cell::{Cell, Direction};
-use crate::load::Load;
 use crate::report::Series;
 use crate::revision::Named;
 use crate::rivals::Forwarder;
+use crate::work::Work;
 
 /// `--help`.
 pub(crate) const USAGE: &str = "\
 Usage: cargo bench --bench perf -- VERB [OPTIONS]
 
-  tcp          iperf3 through direct veth, ringtap, slirp4netns and pasta, in paired rounds
+Each through direct veth, ringtap, slirp4netns and pasta, in paired rounds:
+  tcp          bulk, by iperf3
+  udp          the highest rate of datagrams with at most 1% loss: 64 bytes, 1400 bytes, 1400 bytes
+               many at a time (UDP_SEGMENT, UDP_GRO)
+  rr           one request after the other, TCP and UDP
+  crr          connections: connect, a byte, a byte back, close; four clients
+  flows        one request after the other, on one of 1, 1,000 and 10,000 open connections
+  startup      from exec until it says that it is ready (--rounds 20)
+  idle         wake-ups, CPU time and memory of --secs (60) without traffic (--rounds 1)
+  memory       per idle connection, from 1,000 to 10,000 (--rounds 1)
+  wan          bulk, over a path of 20 ms there and back (netem)
+And:
   ab A B       two builds of ringtap, alternated A B B A: revisions of git (each built in a
                checkout of its own, kept in target/ab), or files
   all          every measurement above but ab, with --rounds 3 --secs 2: one JSON, all pictures
   plot FILE... pictures (SVG, and PNG by rsvg-convert) of what --json wrote, into --out DIR
 
   --rounds N           rounds (5)
-  --secs N             seconds of each stream (5)
-  --streams N          parallel streams (1)
-  --mtu N[,N]          MTU of the guest and of the veth pair (1500,65520)
-  --dir up,down        guest to host, host to guest (both)
-  --only NAME[,NAME]   of direct, ringtap, slirp4netns, pasta (all)
+  --secs N             seconds of each cell (5; crr 3, wan 10); udp: of ten tries
+  --streams N[,N]      parallel streams (1)
+  --mtu N[,N]          MTU of the guest and of the veth pair (1500; tcp 1500,65520)
+  --dir up,down,both   guest to host, host to guest, tcp and wan: both at once (up,down)
+  --ip 4|6             IP version of tcp and wan (4)
+  --only NAME[,NAME]   of direct, direct-system (the system's congestion control, not cubic),
+                       ringtap, slirp4netns, pasta (all)
   --ringtap PATH       the ringtap to measure (the release build of this tree)
   --ringtap-args ARGS  more options for `ringtap attach`, split at blanks
   --json FILE          every number, for machines
@@ -43,7 +56,7 @@ pub(crate) enum Verb {
     /// `--test`.
     Check,
     /// All forwarders.
-    Tcp(Options),
+    Measure(Work, Options),
     /// Two builds of ringtap.
     Ab(Named, Named, Options),
     /// Every measuring verb, and the options for each.
@@ -56,10 +69,12 @@ pub(crate) enum Verb {
 pub(crate) struct Options {
     /// Rounds; each has every cell once (`ab`: twice per binary).
     pub(crate) rounds: u32,
-    /// Seconds of each stream.
+    /// Seconds of each cell.
     pub(crate) secs: u32,
     /// Parallel streams.
-    pub(crate) streams: u32,
+    pub(crate) streams: Vec<u32>,
+    /// IP version of bulk TCP.
+    pub(crate) ip: u32,
     /// MTUs, bytes of IP.
     pub(crate) mtus: Vec<u16>,
     /// Directions.
@@ -83,7 +98,8 @@ impl Default for Options {
         Self {
             rounds: 5,
             secs: 5,
-            streams: 1,
+            streams: vec![1],
+            ip: 4,
             mtus: vec![1500, 65520],
             directions: vec![Direction::Up, Direction::Down],
             only: Vec::new(),
@@ -101,6 +117,7 @@ impl Options {
     pub(crate) fn forwarders(&self) -> Vec<Forwarder> {
         let mut all = vec![
             Forwarder::Direct,
+            Forwarder::DirectSystem,
             Forwarder::ringtap("ringtap", &self.ringtap, &self.ringtap_args),
             Forwarder::Slirp4netns,
             Forwarder::Pasta,
@@ -114,7 +131,7 @@ impl Options {
         Cell {
             forwarder: forwarder.clone(),
             mtu: series.mtu,
-            load: Load::Tcp { streams: self.streams, secs: self.secs, direction: series.direction },
+            load: series.load.clone(),
             perf: None,
         }
     }
@@ -128,6 +145,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Res<Verb> {
 fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     use lexopt::Arg::{Long, Short, Value};
     let mut o = Options::default();
+    let (mut rounds, mut secs, mut mtus) = (None, None, None);
     let mut words = Vec::new();
     let mut out: Option<PathBuf> = None;
     let mut parser = lexopt::Parser::from_args(&args);
@@ -137,10 +155,16 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
             Long("bench") => {}
             Long("test") => return Ok(Verb::Check),
             Long("help") | Short('h') => return Ok(Verb::Help),
-            Long("rounds") => o.rounds = at_least_one("--rounds", &mut parser)?,
-            Long("secs") => o.secs = at_least_one("--secs", &mut parser)?,
-            Long("streams") => o.streams = at_least_one("--streams", &mut parser)?,
-            Long("mtu") => o.mtus = list("--mtu", &mut parser, |s| s.parse().ok())?,
+            Long("rounds") => rounds = Some(at_least_one("--rounds", &mut parser)?),
+            Long("secs") => secs = Some(at_least_one("--secs", &mut parser)?),
+            Long("streams") => {
+                o.streams = list("--streams", &mut parser, |s| s.parse().ok().filter(|n| *n > 0))?;
+            }
+            Long("ip") => match list("--ip", &mut parser, |s| s.parse().ok())?.as_slice() {
+                [ip @ (4 | 6)] => o.ip = *ip,
+                _ => return Err("--ip: 4 or 6 is needed".into()),
+            },
+            Long("mtu") => mtus = Some(list("--mtu", &mut parser, |s| s.parse().ok())?),
             Long("dir") => o.directions = list("--dir", &mut parser, Direction::parse)?,
             Long("only") => {
                 let known: Vec<_> = o.forwarders().iter().map(|f| f.label().to_owned()).collect();
@@ -164,10 +188,17 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     if out.is_some() && words.as_slice().first().is_none_or(|verb| verb != "plot") {
         return Err("--out: for the verb plot only (a measuring verb draws with --plot DIR)".into());
     }
-    match (words.next().and_then(|w| w.into_string().ok()).as_deref(), words.next(), words.next()) {
+    let verb = words.next().and_then(|w| w.into_string().ok());
+    let work = Work::ALL.into_iter().find(|w| verb.as_deref() == Some(w.name()));
+    // What compares builds does it by bulk TCP.
+    let defaults = work.unwrap_or(Work::Tcp);
+    o.rounds = rounds.unwrap_or_else(|| defaults.rounds());
+    o.secs = secs.unwrap_or_else(|| defaults.secs());
+    o.mtus = mtus.unwrap_or_else(|| defaults.mtus());
+    match (verb.as_deref(), words.next(), words.next()) {
         (None, ..) => Ok(Verb::Help),
-        (Some("tcp"), None, _) => Ok(Verb::Tcp(o)),
         (Some("all"), None, _) => Ok(Verb::All(o, all::passed_on(&args))),
+        (Some(_), None, _) if work.is_some() => Ok(Verb::Measure(defaults, o)),
         (Some("ab"), Some(a), Some(b)) if words.next().is_none() => {
             Ok(Verb::Ab(Named::read(&a)?, Named::read(&b)?, o))
         }

@@ -94,3 +94,38 @@ pub(crate) fn idle_percent(wait: Duration) -> Res<f64> {
     let spent = all_then.saturating_sub(all).max(1);
     Ok(100.0 * idle_then.saturating_sub(idle) as f64 / spent as f64)
 }
+
+/// What the threads of a process and its descendants have done.
+pub(crate) struct Threads {
+    /// Voluntary context switches: as often as one slept, so often it was woken.
+    pub(crate) wakeups: u64,
+    /// Time on a processor, nanoseconds; finer than the ticks of [`cpu_secs`].
+    pub(crate) run_ns: u64,
+}
+
+/// Of those that live now.
+pub(crate) fn threads(pid: u32) -> Res<Threads> {
+    let mut all = Threads { wakeups: 0, run_ns: 0 };
+    stat(pid).ok_or_else(|| format!("the forwarder (pid {pid}) is gone"))?;
+    for pid in family(pid)? {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).context("threads")?.flatten() {
+            let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let status = read("status");
+            let switches = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            all.wakeups += switches.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or_default();
+            // Documentation/scheduler/sched-stats.rst: the first is the time on the processor.
+            let run = read("schedstat");
+            let run = run.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+            all.run_ns += run.unwrap_or_default();
+        }
+    }
+    Ok(all)
+}
+
+/// Memory in the kernel's slabs, KiB: sockets and their like, of the whole machine.
+pub(crate) fn slab_kib() -> Res<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Slab:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| "no Slab in /proc/meminfo".into())
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cell::Direction;
+use crate::load::{Figure, Load};
 use crate::options::Options;
 use crate::rivals::version;
 use crate::{Context, IDLE_LEAST, Res, plot};
@@ -88,22 +89,35 @@ fn pasta_version() -> String {
     }
 }
 
-/// The runs of one forwarder with one MTU in one direction.
+/// The runs of one forwarder with one load and one MTU.
 pub(crate) struct Series {
     /// The forwarder's label.
     pub(crate) forwarder: String,
     /// MTU, bytes of IP.
     pub(crate) mtu: u16,
-    /// Which way.
-    pub(crate) direction: Direction,
+    /// With which traffic.
+    pub(crate) load: Load,
     /// One result per round, failures in their place.
     pub(crate) runs: Vec<Res<Value>>,
 }
 
 impl Series {
     /// Without runs yet.
-    pub(crate) fn new(forwarder: &str, mtu: u16, direction: Direction) -> Self {
-        Self { forwarder: forwarder.into(), mtu, direction, runs: Vec::new() }
+    pub(crate) fn new(forwarder: &str, mtu: u16, load: &Load) -> Self {
+        Self { forwarder: forwarder.into(), mtu, load: load.clone(), runs: Vec::new() }
+    }
+
+    /// What it has in common with those it is compared with.
+    pub(crate) fn what(&self) -> String {
+        let mut words = vec![format!("MTU {}", self.mtu)];
+        words.extend(self.load.params().iter().map(|(key, value)| match (key.as_str(), value) {
+            ("direction", Value::String(name)) => {
+                Direction::parse(name).map_or("", Direction::words).to_owned()
+            }
+            (_, Value::String(text)) => text.clone(),
+            (key, value) => format!("{key} {value}"),
+        }));
+        words.join(", ")
     }
 
     /// A figure of every run, `None` where the run failed or has no such figure.
@@ -114,10 +128,6 @@ impl Series {
     /// How many runs failed.
     pub(crate) fn failures(&self) -> usize {
         self.runs.iter().filter(|r| r.is_err()).count()
-    }
-
-    fn spread(&self, key: &str) -> Option<Spread> {
-        Spread::of(self.figures(key).into_iter().flatten())
     }
 
     /// This one's figure over another's, round by round: what drifts from round to round cancels.
@@ -158,59 +168,68 @@ impl fmt::Display for Spread {
 
 /// One line while the rounds run.
 pub(crate) fn progress(series: &Series, result: &Res<Value>) {
-    let head =
-        format!("  {:>5} {:<4} {:<12}", series.mtu, series.direction.name(), series.forwarder);
-    match result {
-        Ok(v) => {
-            let cpu = v["cpu_secs_per_gb"].as_f64();
-            let cpu = cpu.map_or_else(String::new, |c| format!("  {c:.2} CPU-s/GB"));
-            println!("{head} {:>7.2} Gbit/s{cpu}", v["gbps"].as_f64().unwrap_or_default());
+    let head = format!("  {:<44} {:<13}", series.what(), series.forwarder);
+    match (result, series.load.figures()) {
+        (Ok(v), figures) => {
+            let text = figures.iter().filter_map(|f| {
+                let n = v[f.key].as_f64()?;
+                Some(format!("{} {:.2}", f.head, n * f.unit))
+            });
+            println!("{head} {}", text.collect::<Vec<_>>().join(", "));
         }
-        Err(e) => println!("{head} FAILED: {e}"),
+        (Err(e), _) => println!("{head} FAILED: {e}"),
     }
 }
 
-/// The table of forwarders with one MTU in one direction.
-pub(crate) fn table(block: &[Series], options: &Options) {
+/// The table of forwarders with one load and one MTU.
+pub(crate) fn table(verb: &str, block: &[Series], options: &Options) {
     let Some(first) = block.first() else { return };
-    let way = match first.direction {
-        Direction::Up => "guest to host",
-        Direction::Down => "host to guest",
-    };
-    println!(
-        "TCP, IPv4, MTU {}, {way}: {} stream(s) of {} s, {} round(s); median (min..max)",
-        first.mtu, options.streams, options.secs, options.rounds
-    );
-    println!(
-        "  {:<12} {:<22} {:<20} {:<20} {:>6} {:>6} {:>6}  ok",
-        "", "Gbit/s", "of direct", "CPU-s/GB", "RSS MB", "idle", "peak"
-    );
+    let figures = first.load.figures();
+    let Some(main) = figures.first() else { return };
+    println!("{verb}, {}: {} round(s); median (min..max)", first.what(), options.rounds);
     let direct = block.iter().find(|s| s.forwarder == "direct");
+    let mut heads = vec![String::new(), main.head.to_owned()];
+    heads.extend(direct.map(|_| "of direct".to_owned()));
+    heads.extend(figures.iter().skip(1).map(|f| f.head.to_owned()));
+    heads.push("ok".to_owned());
+    let mut lines = vec![heads];
     for s in block {
         let text = |spread: Option<Spread>| spread.map_or_else(|| "-".into(), |s| s.to_string());
-        let mb = |key| {
-            s.spread(key).map_or_else(|| "-".into(), |s| format!("{:.1}", s.median * 1024.0 / 1e6))
-        };
-        println!(
-            "  {:<12} {:<22} {:<20} {:<20} {:>6} {:>6} {:>6}  {}/{}",
-            s.forwarder,
-            text(s.spread("gbps")),
-            text(direct.and_then(|d| s.ratio(d, "gbps"))),
-            text(s.spread("cpu_secs_per_gb")),
-            mb("rss_mid_kib"),
-            mb("rss_idle_kib"),
-            mb("hwm_kib"),
-            s.runs.len() - s.failures(),
-            s.runs.len(),
-        );
+        let scaled =
+            |f: &Figure| Spread::of(s.figures(f.key).into_iter().flatten().map(|n| n * f.unit));
+        let mut line = vec![s.forwarder.clone(), text(scaled(main))];
+        line.extend(direct.map(|d| text(s.ratio(d, main.key))));
+        line.extend(figures.iter().skip(1).map(|f| match scaled(f) {
+            // Memory hardly differs from run to run: its spread would only widen the table.
+            Some(spread) if f.head.ends_with("MB") => format!("{:.1}", spread.median),
+            spread => text(spread),
+        }));
+        line.push(format!("{}/{}", s.runs.len() - s.failures(), s.runs.len()));
+        lines.push(line);
+    }
+    for line in &lines {
+        let mut text = String::new();
+        for (i, cell) in line.iter().enumerate() {
+            let width = lines.iter().filter_map(|l| l.get(i)).map(String::len).max().unwrap_or(0);
+            text += &format!("  {cell:<width$}");
+        }
+        println!("{}", text.trim_end());
     }
     if let Some(own) = block.iter().find(|s| s.forwarder == "ringtap") {
-        for rival in block.iter().filter(|s| !["direct", "ringtap"].contains(&s.forwarder.as_str()))
-        {
-            if let Some(ratio) = own.ratio(rival, "gbps") {
+        let rivals =
+            block.iter().filter(|s| ["slirp4netns", "pasta"].contains(&s.forwarder.as_str()));
+        for rival in rivals {
+            if let Some(ratio) = own.ratio(rival, main.key) {
                 println!("  ringtap / {}: {ratio}, of paired rounds", rival.forwarder);
             }
         }
+    }
+    for (s, why) in
+        block.iter().flat_map(|s| s.runs.iter().map(move |r| (s, r))).filter_map(|(s, r)| {
+            Some((s, r.as_ref().ok()?["open_why"].as_str().filter(|why| !why.is_empty())?))
+        })
+    {
+        println!("  {}: not all connections could be opened: {why}", s.forwarder);
     }
     failures(block);
     println!();
@@ -249,15 +268,17 @@ pub(crate) fn save(
     let series: Vec<Value> = series
         .iter()
         .map(|s| {
-            json!({
-                "forwarder": s.forwarder, "mtu": s.mtu, "direction": s.direction.name(),
-                "runs": runs(s),
-            })
+            let mut v = json!({ "forwarder": s.forwarder, "mtu": s.mtu });
+            for (key, value) in s.load.params() {
+                v[key] = value;
+            }
+            v["runs"] = runs(s).into();
+            v
         })
         .collect();
     let document = json!({
         "verb": verb, "machine": machine.to_json(),
-        "rounds": options.rounds, "secs": options.secs, "streams": options.streams,
+        "rounds": options.rounds, "secs": options.secs,
         "idle_percent": idle, "series": series,
     });
     if let Some(file) = &options.json {
@@ -276,7 +297,7 @@ pub(crate) fn self_check() -> Res<()> {
     let runs = |numbers: [Option<f64>; 3]| Series {
         forwarder: String::new(),
         mtu: 1500,
-        direction: Direction::Up,
+        load: Load::Attach,
         runs: numbers
             .map(|n| n.map(|n| json!({ "gbps": n })).ok_or_else(|| "failed".into()))
             .into(),

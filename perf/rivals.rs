@@ -3,17 +3,22 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::bed::{self, Bed, Place, Proc};
-use crate::{Context, Res};
+use crate::cell::Cell;
+use crate::load::Load;
+use crate::{Context, Res, proc};
 
 /// What stands between the client and the remote.
 #[derive(Clone, Debug)]
 pub(crate) enum Forwarder {
     /// Nothing: the client runs on the host's end of the veth pair.
     Direct,
+    /// The same with the congestion control that the system gives; all others use cubic.
+    DirectSystem,
     /// `ringtap attach`.
     Ringtap {
         /// Its name in the report.
@@ -39,6 +44,7 @@ impl Forwarder {
     pub(crate) fn label(&self) -> &str {
         match self {
             Self::Direct => "direct",
+            Self::DirectSystem => "direct-system",
             Self::Ringtap { label, .. } => label,
             Self::Slirp4netns | Self::Pasta => self.rival().unwrap_or_default(),
         }
@@ -47,20 +53,28 @@ impl Forwarder {
     /// The program of a rival.
     pub(crate) fn rival(&self) -> Option<&'static str> {
         match self {
-            Self::Direct | Self::Ringtap { .. } => None,
+            Self::Direct | Self::DirectSystem | Self::Ringtap { .. } => None,
             Self::Slirp4netns => Some("slirp4netns"),
             Self::Pasta => Some("pasta"),
         }
     }
 
     /// Starts it as the ordinary user, in the foreground, and waits until the guest can speak. `None`:
-    /// nothing to start.
-    pub(crate) fn attach(&self, bed: &Bed, mtu: u16) -> Res<Option<Proc>> {
+    /// nothing to start. With the time from its start until it said so.
+    pub(crate) fn attach(&self, bed: &Bed, cell: &Cell) -> Res<(Option<Proc>, Duration)> {
         let guest = bed.guest_pid().to_string();
-        let mtu = mtu.to_string();
+        let mtu = cell.mtu.to_string();
+        let six = cell.load.ip() == 6;
+        let begin = proc::now();
+        let mut ready = None;
+        let mut start_and_wait = |command: &mut Command, read, write| {
+            let process = start_and_wait(command, read, write)?;
+            ready = Some(begin.elapsed());
+            Ok(process)
+        };
         // Its own congestion control, buffers and the like are left as it sets them.
         let mut process = match self {
-            Self::Direct => return Ok(None),
+            Self::Direct | Self::DirectSystem => return Ok((None, Duration::ZERO)),
             Self::Ringtap { path, args, .. } => {
                 let (read, write) = bed::ready_pipe()?;
                 let mut command = bed.command(Place::User, path);
@@ -71,32 +85,40 @@ impl Forwarder {
             Self::Slirp4netns => {
                 let (read, write) = bed::ready_pipe()?;
                 let mut command = bed.command(Place::User, "slirp4netns");
-                command.args(["-c", "-m", &mtu, "-r", &bed::number(&write), &guest, "tap0"]);
+                command.args(["-c", "-m", &mtu, "-r", &bed::number(&write)]);
+                command.args(six.then_some("--enable-ipv6")).args([&guest, "tap0"]);
                 start_and_wait(&mut command, read, write)
             }
             // No ready descriptor here: in the background its parent's exit says it, in the foreground
             // nothing does. So only the route below is waited for. In the background it would also move to
             // a PID of its own. Ports: none, as their default follows the guest's listening sockets
             // by a scan every second.
-            Self::Pasta => Proc::start(bed.command(Place::User, "pasta").args([
-                "--foreground",
-                "--quiet",
-                "--ipv4-only",
-                "--config-net",
-                "--ns-ifname=tap0",
-                "--no-map-gw",
-                "--tcp-ports=none",
-                "--udp-ports=none",
-                "--tcp-ns=none",
-                "--udp-ns=none",
-                "--mtu",
-                &mtu,
-                &guest,
-            ])),
+            Self::Pasta if cell.load == Load::Startup => {
+                let mut pasta = self.pasta(bed, &mtu, six);
+                pasta.arg(&guest);
+                return background(pasta, begin).context(self.label());
+            }
+            Self::Pasta => Proc::start(self.pasta(bed, &mtu, six).arg("--foreground").arg(&guest)),
         }
         .context(self.label())?;
         bed.wait_guest_route(&mut process).context(self.label())?;
-        Ok(Some(process))
+        let ready = ready.unwrap_or_else(|| begin.elapsed());
+        if six {
+            bed.wait_guest_ip6(&mut process).context(self.label())?;
+        }
+        Ok((Some(process), ready))
+    }
+
+    /// pasta, all but how it stays and to whom it attaches.
+    fn pasta(&self, bed: &Bed, mtu: &str, six: bool) -> Command {
+        let mut command = bed.command(Place::User, "pasta");
+        command.args(["--quiet", "--config-net", "--ns-ifname=tap0", "--no-map-gw"]);
+        command.args(["--tcp-ports=none", "--udp-ports=none", "--tcp-ns=none", "--udp-ns=none"]);
+        command.args(["--mtu", mtu]);
+        if !six {
+            command.arg("--ipv4-only");
+        }
+        command
     }
 
     /// For the next stage.
@@ -105,7 +127,9 @@ impl Forwarder {
             Self::Ringtap { label, path, args } => {
                 json!({ "ringtap": { "label": label, "path": path.to_string_lossy(), "args": args } })
             }
-            Self::Direct | Self::Slirp4netns | Self::Pasta => json!(self.label()),
+            Self::Direct | Self::DirectSystem | Self::Slirp4netns | Self::Pasta => {
+                json!(self.label())
+            }
         }
     }
 
@@ -113,6 +137,7 @@ impl Forwarder {
     pub(crate) fn from_json(v: &Value) -> Option<Self> {
         match v.as_str() {
             Some("direct") => Some(Self::Direct),
+            Some("direct-system") => Some(Self::DirectSystem),
             Some("slirp4netns") => Some(Self::Slirp4netns),
             Some("pasta") => Some(Self::Pasta),
             Some(_) => None,
@@ -135,6 +160,13 @@ fn start_and_wait(command: &mut Command, read: OwnedFd, write: OwnedFd) -> Res<P
     drop(write);
     bed::wait_ready(&mut process, read)?;
     Ok(process)
+}
+
+/// Starts a program that says by its first process's end that it is ready. What stays behind ends with the
+/// cell.
+fn background(mut command: Command, begin: Instant) -> Res<(Option<Proc>, Duration)> {
+    Proc::start(&mut command)?.succeeds()?;
+    Ok((None, begin.elapsed()))
 }
 
 /// Whether a program is in PATH.

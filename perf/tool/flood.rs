@@ -1,0 +1,324 @@
+//! Datagrams: the highest offered rate of which at most 1% is lost.
+//!
+//! The client asks over a TCP connection of its own through the same forwarder, silent while datagrams
+//! fly. `zero` forgets what came, `count` tells it (bytes), `send RATE MS` sends to the client and tells
+//! how many. Datagrams of a run have one size, so that bytes count them, however the kernel has joined
+//! them (UDP_GRO).
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::{Value, json};
+
+use super::PORT;
+use crate::{Context, Res, proc};
+
+/// The loss that still passes.
+const LOSS_MOST: f64 = 0.01;
+/// The search ends when pass and failure are this close.
+const CLOSE: f64 = 1.05;
+/// Where it begins, datagrams per second.
+const FIRST: f64 = 4000.0;
+/// What every forwarder must carry.
+const LEAST: f64 = 50.0;
+/// A sender below this share of what it was to offer is itself the limit.
+const KEPT_UP: f64 = 0.95;
+/// Receive buffer: a receiver that waits for its turn on a busy processor should lose nothing. The remote
+/// gets it; the client, in the guest or not, only what net.core.rmem_max allows, as SO_RCVBUFFORCE is for
+/// the machine's root.
+const BUFFER: usize = 8 << 20;
+/// The longest datagram of a greeting, shorter than any payload.
+const GREETING: usize = 8;
+/// UDP_MAX_SEGMENTS of the kernels that have the fewest (include/linux/udp.h).
+const SEGMENTS_MOST: usize = 64;
+/// Payload of the largest IPv4 datagram.
+const PAYLOAD_MOST: usize = 65507;
+
+/// A socket and what came through it.
+struct End {
+    socket: UdpSocket,
+    size: usize,
+    gso: bool,
+    received: AtomicU64,
+    peer: Mutex<Option<SocketAddr>>,
+}
+
+impl End {
+    fn new(port: u16, size: usize, gso: bool) -> Res<Arc<Self>> {
+        if size <= GREETING {
+            return Err(format!("datagrams of more than {GREETING} bytes are needed"));
+        }
+        let socket = UdpSocket::bind(("0.0.0.0", port)).context("bind")?;
+        let client = port == 0;
+        if client {
+            setsockopt(&socket, sockopt::RcvBuf, &BUFFER).context("SO_RCVBUF")?;
+        } else {
+            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).context("SO_RCVBUFFORCE")?;
+        }
+        if gso {
+            setsockopt(&socket, sockopt::UdpGroSegment, &true).context("UDP_GRO")?;
+            let segment = i32::try_from(size).context("size")?;
+            setsockopt(&socket, sockopt::UdpGsoSegment, &segment).context("UDP_SEGMENT")?;
+        }
+        // Or a sleep of microseconds takes 50 more.
+        nix::sys::prctl::set_timerslack(1).context("PR_SET_TIMERSLACK")?;
+        let end = Self { socket, size, gso, received: AtomicU64::new(0), peer: Mutex::new(None) };
+        let end = Arc::new(end);
+        let receiver = Arc::clone(&end);
+        thread::spawn(move || receiver.receive());
+        Ok(end)
+    }
+
+    fn receive(&self) {
+        let mut bytes = vec![0; 65536];
+        loop {
+            // An error that an earlier datagram has caused (ICMP) says nothing about the next one.
+            let Ok((n, from)) = self.socket.recv_from(&mut bytes) else { continue };
+            if n > GREETING {
+                self.received.fetch_add(n as u64, Ordering::Relaxed);
+                continue;
+            }
+            let known = self.peer.lock().unwrap_or_else(PoisonError::into_inner).replace(from);
+            // Greets back once; a greeting back is not answered, or it would go on forever.
+            if known != Some(from) || bytes[0] == b'?' {
+                let _ = self.socket.send_to(b"!", from);
+            }
+        }
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> u64 {
+        self.received.load(Ordering::Relaxed) / self.size as u64
+    }
+
+    /// Offers datagrams at a rate; gives how many were.
+    fn send(&self, to: SocketAddr, rate: f64, time: Duration) -> Res<u64> {
+        let per_call = if self.gso { SEGMENTS_MOST.min(PAYLOAD_MOST / self.size) } else { 1 };
+        let bytes = vec![0; per_call * self.size];
+        let (mut turn, mut sent) = (0.0, 0);
+        let begin = proc::now();
+        loop {
+            let gone = begin.elapsed();
+            if gone >= time {
+                return Ok(sent);
+            }
+            let due = gone.as_secs_f64() * rate;
+            if turn >= due {
+                thread::sleep(Duration::from_micros(50));
+                continue;
+            }
+            // After a pause of its own the sender makes up for no more than 5 ms: the rest would be a
+            // burst that nobody asked for.
+            turn = f64::max(turn, due - rate * 0.005) + per_call as f64;
+            match self.socket.send_to(&bytes, to) {
+                Ok(_) => sent += per_call as u64,
+                Err(e) if refused(&e) => {}
+                Err(e) => return Err(format!("send: {e}")),
+            }
+        }
+    }
+}
+
+/// Whether an offer was not taken: a full queue, or an ICMP error that an earlier datagram caused.
+fn refused(e: &std::io::Error) -> bool {
+    let soft = [libc::ENOBUFS, libc::EAGAIN, libc::ECONNREFUSED];
+    e.raw_os_error().is_some_and(|e| soft.contains(&e))
+}
+
+/// The remote's end, for one client.
+pub(super) fn serve(size: usize, gso: bool) -> Res<()> {
+    let end = End::new(PORT, size, gso)?;
+    let (stream, _) =
+        TcpListener::bind(("0.0.0.0", PORT)).context("listen")?.accept().context("accept")?;
+    let mut lines = BufReader::new(stream.try_clone().context("control")?);
+    let mut stream = stream;
+    loop {
+        let mut line = String::new();
+        if lines.read_line(&mut line).context("control")? == 0 {
+            return Ok(());
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let reply = match words.as_slice() {
+            ["zero"] => {
+                end.received.store(0, Ordering::Relaxed);
+                "0".into()
+            }
+            ["count"] => end.count().to_string(),
+            ["send", rate, ms] => {
+                let to = end.peer().ok_or("the client has not greeted")?;
+                let time = Duration::from_millis(super::number(ms)?);
+                end.send(to, super::number(rate)?, time)?.to_string()
+            }
+            _ => return Err(format!("control: {line:?}")),
+        };
+        writeln!(stream, "{reply}").context("control")?;
+    }
+}
+
+/// What the client holds.
+struct Client {
+    end: Arc<End>,
+    to: SocketAddr,
+    lines: BufReader<TcpStream>,
+    up: bool,
+    time: Duration,
+}
+
+/// One try.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    /// Datagrams per second: asked for, offered, and arrived.
+    asked: f64,
+    offered: f64,
+    arrived: f64,
+}
+
+impl Probe {
+    fn loss(&self) -> f64 {
+        if self.offered > 0.0 { (1.0 - self.arrived / self.offered).max(0.0) } else { 1.0 }
+    }
+
+    fn passes(&self) -> bool {
+        self.loss() <= LOSS_MOST
+    }
+
+    fn kept_up(&self) -> bool {
+        self.offered >= self.asked * KEPT_UP
+    }
+}
+
+impl Client {
+    fn ask(&mut self, what: &str) -> Res<u64> {
+        writeln!(self.lines.get_mut(), "{what}").context("control")?;
+        let mut line = String::new();
+        self.lines.read_line(&mut line).context("control")?;
+        super::number(line.trim()).context("the server ended")
+    }
+
+    fn probe(&mut self, rate: f64) -> Res<Probe> {
+        let sent = if self.up {
+            self.ask("zero")?;
+            self.end.send(self.to, rate, self.time)?
+        } else {
+            self.end.received.store(0, Ordering::Relaxed);
+            self.ask(&format!("send {rate} {}", self.time.as_millis()))?
+        };
+        // Until nothing more comes: a queue in between is no loss.
+        let mut came = 0;
+        for _ in 0..20 {
+            thread::sleep(Duration::from_millis(100));
+            let now = if self.up { self.ask("count")? } else { self.end.count() };
+            if now == came {
+                break;
+            }
+            came = now;
+        }
+        let secs = self.time.as_secs_f64();
+        Ok(Probe { asked: rate, offered: sent as f64 / secs, arrived: came as f64 / secs })
+    }
+}
+
+/// The guest's end: searches.
+pub(super) fn bisect(at: &str, size: usize, gso: bool, up: bool, ms: u64) -> Res<Value> {
+    let end = End::new(0, size, gso)?;
+    let to: SocketAddr = format!("{at}:{PORT}").parse().context("address")?;
+    let control = TcpStream::connect(to).context("connect")?;
+    control.set_nodelay(true).context("TCP_NODELAY")?;
+    let mut client =
+        Client { end, to, lines: BufReader::new(control), up, time: Duration::from_millis(ms) };
+    greet(&client)?;
+    let mut probes = 0;
+    let best = search(|rate| {
+        probes += 1;
+        client.probe(rate)
+    })?;
+    Ok(json!({
+        "pps": best.arrived,
+        "gbps": best.arrived * size as f64 * 8.0 / 1e9,
+        "offered_pps": best.offered,
+        "loss_percent": best.loss() * 100.0,
+        "sender_limited": u8::from(!best.kept_up()),
+        "probes": probes,
+    }))
+}
+
+/// Opens the mapping, and makes sure that datagrams pass both ways.
+fn greet(client: &Client) -> Res<()> {
+    for _ in 0..20 {
+        client.end.socket.send_to(b"?", client.to).context("greet")?;
+        thread::sleep(Duration::from_millis(50));
+        if client.end.peer().is_some() {
+            return Ok(());
+        }
+    }
+    Err("no datagram came back".into())
+}
+
+/// Doubles until loss, then halves the interval. A rate fails, and a sender has reached its limit, when
+/// two tries say so: at these durations a single pause of the machine is more than 1%.
+fn search(mut probe: impl FnMut(f64) -> Res<Probe>) -> Res<Probe> {
+    let mut attempt = |rate| -> Res<Probe> {
+        let first = probe(rate)?;
+        if first.passes() && first.kept_up() {
+            return Ok(first);
+        }
+        let second = probe(rate)?;
+        Ok(match (first.passes(), second.passes()) {
+            (true, true) if second.offered < first.offered => first,
+            (true, false) => first,
+            _ => second,
+        })
+    };
+    let (mut best, mut failed): (Option<Probe>, Option<f64>) = (None, None);
+    let mut rate = FIRST;
+    loop {
+        let p = attempt(rate)?;
+        if p.passes() {
+            best = Some(p);
+            if !p.kept_up() {
+                return Ok(p);
+            }
+        } else {
+            // A sender that fell behind has offered less than it was asked: that is what failed.
+            failed = Some(p.offered.clamp(LEAST, rate));
+        }
+        rate = match (best, failed) {
+            (Some(b), Some(f)) if f <= b.asked * CLOSE => return Ok(b),
+            (Some(b), Some(f)) => (b.asked * f).sqrt(),
+            (Some(b), None) => b.asked * 2.0,
+            (None, Some(f)) if f > LEAST => (f / 2.0).max(LEAST),
+            (None, _) => {
+                return Err(format!("more than 1% is lost of {LEAST} datagrams per second"));
+            }
+        };
+    }
+}
+
+/// The search, against a carrier whose limit is known (`--test`).
+pub(crate) fn self_check() -> Res<()> {
+    for limit in [120.0, 3000.0, 123_456.0] {
+        let found = search(|asked| Ok(Probe { asked, offered: asked, arrived: asked.min(limit) }))?;
+        if !(limit / CLOSE..=limit * 1.02).contains(&found.asked) {
+            return Err(format!("flood: found {found:?} where {limit} is the limit"));
+        }
+    }
+    // A sender that cannot offer enough.
+    let slow = search(|asked| {
+        let offered = asked.min(50_000.0);
+        Ok(Probe { asked, offered, arrived: offered })
+    })?;
+    // A carrier that lets nothing through.
+    let dead = search(|asked| Ok(Probe { asked, offered: asked, arrived: 0.0 }));
+    if slow.kept_up() || slow.arrived != 50_000.0 || dead.is_ok() {
+        return Err(format!("flood: {slow:?} {dead:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! The lab's own load tools: small clients for the guest and servers for the remote.
+//!
+//! A tool is this program, started in a place as `__tool NAME ARG...`. Clients print one JSON object (a
+//! holder: a line), or end with a sentence. All sockets are ordinary blocking ones: a few are busy, the many
+//! are silent and need no thread.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+use crate::{Context, Res};
+
+pub(crate) mod echo;
+pub(crate) mod flood;
+
+/// The first port the servers use.
+pub(crate) const PORT: u16 = 7000;
+/// Clients of `crr`. Each has a server port of its own, or the ports in TIME_WAIT of the faster forwarders
+/// would run out within seconds.
+pub(crate) const CRR_CLIENTS: u16 = 4;
+/// Where connections are kept that say nothing after their first byte.
+const KEEP_PORT: u16 = PORT + CRR_CLIENTS;
+
+/// Becomes a tool.
+pub(crate) fn run(args: &[OsString]) -> Res<()> {
+    let words: Vec<&str> = args.iter().filter_map(|a| a.to_str()).collect();
+    match words.as_slice() {
+        ["echo-server", request, reply] => echo::serve(number(request)?, number(reply)?),
+        ["tcp-rr", at, request, reply, ms] => {
+            say(&echo::tcp_rr(at, number(request)?, number(reply)?, number(ms)?)?)
+        }
+        ["udp-rr", at, request, reply, ms] => {
+            say(&echo::udp_rr(at, number(request)?, number(reply)?, number(ms)?)?)
+        }
+        ["crr", at, ms] => say(&echo::crr(at, number(ms)?)?),
+        ["hold", at, count] => echo::hold(at, number(count)?),
+        ["udp-server", size, gso] => flood::serve(number(size)?, *gso == "gso"),
+        ["udp", at, size, gso, direction, ms] => {
+            say(&flood::bisect(at, number(size)?, *gso == "gso", *direction == "up", number(ms)?)?)
+        }
+        _ => Err(format!("no tool {words:?}")),
+    }
+}
+
+fn say(value: &Value) -> Res<()> {
+    writeln!(std::io::stdout(), "{value}").context("say the result")
+}
+
+fn number<T: FromStr<Err: std::fmt::Display>>(word: &str) -> Res<T> {
+    word.parse().context(word)
+}
