@@ -375,7 +375,9 @@ fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Resu
         for datagram in bytes.chunks(usize::from(opts.segment)) {
             msg.iov.clear();
             msg.add(datagram);
-            result = result.and(send_clear(sock, &mut msg, to, &alone));
+            // All are tried, also after one that failed.
+            let sent = send_clear(sock, &mut msg, to, &alone);
+            result = result.and(sent);
         }
     });
     result
