@@ -120,6 +120,20 @@ pub const UDP_IDLE: Millis = Millis::secs(240);
 pub const PING_IDLE: Millis = Millis::secs(60);
 /// Endpoints one UDP mapping remembers having sent to (its filter); the oldest makes room.
 pub const UDP_PEERS_MAX: usize = 256;
+/// Idle time of a mapping that has only sent to port 53: a query and its answer, or a second try. (RFC 4787
+/// REQ-5 lets well-known ports have times of their own.)
+pub const UDP_DNS_IDLE: Millis = Millis::secs(10);
+/// Peers that each mapping may remember without asking.
+pub const PEERS_OWN: usize = 8;
+/// Peers beyond [`PEERS_OWN`] that all mappings of a worker remember together (3 MB).
+pub const PEERS_SHARED: u32 = 1 << 16;
+/// When no more places than this are free in the flow table, each new flow ends the UDP or ping mapping that
+/// has been silent longest, if that is [`EVICT_IDLE`]: as many as one turn can ask for.
+pub const EVICT_AHEAD: u32 = 256;
+/// See [`EVICT_AHEAD`].
+pub const EVICT_IDLE: Millis = Millis::secs(2);
+/// Mappings that end, likewise, when the process has no descriptor left for a socket.
+pub const EVICT_BATCH: usize = 8;
 /// Datagrams that one frame of the guest may carry at most as a run (`UDP_MAX_SEGMENTS` of
 /// linux/udp.h: 128, and 64 before 6.9).
 pub const UDP_RUN_MAX: usize = 128;
@@ -170,6 +184,9 @@ pub const DHCP_OFFER: Millis = Millis::secs(60);
 /// How long an address is left alone that a client found in use.
 pub const DHCP_DECLINED: Millis = Millis::secs(600);
 
+/// Frames that the TAP's queue holds before the guest's datagrams are lost (`txqueuelen`, 1000 unless set): some
+/// milliseconds of a busy sender, so that a worker may lose its processor for that long.
+pub const TAP_QUEUE: u32 = 4096;
 /// A TAP in use is tried this often again, [`TAP_RETRY`] apart, before it is refused.
 pub const TAP_TRIES: usize = 50;
 /// See [`TAP_TRIES`]. A killed holder lets go within 20 ms; a busy machine takes longer.
@@ -183,6 +200,8 @@ const _: () = assert!(HAND_OVER_BYTES > 2 * SLOT_BYTES);
 const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
 const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
 const _: () = assert!(REASSEMBLIES_MAX as u32 + REASSEMBLY_RESERVED < SLOTS_MAX);
+const _: () = assert!(PEERS_OWN < UDP_PEERS_MAX);
+const _: () = assert!(EVICT_AHEAD < FLOWS_MAX && EVICT_AHEAD >= TAP_SLOTS as u32);
 const _: () = assert!(RA_INTERVAL.0 * 2 < RA_LIFETIME_SECS * 1000);
 const _: () = assert!(WINDOW_MAX >> WINDOW_SCALE <= 65535);
 const _: () = assert!(HEADROOM >= VNET_LEN + ETH_LEN + 40 + 60);

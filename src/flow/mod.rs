@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod icmp;
+pub mod idle;
 pub mod key;
 pub mod peers;
 pub mod ping;

@@ -6,23 +6,54 @@
 //! (address-and-port-dependent filtering, RFC 4787 section 5), and it is shown to the guest as coming
 //! from the address the guest has sent to, which policy may have translated (the gateway's address means
 //! the host's loopback). At most [`UDP_PEERS_MAX`] endpoints are remembered, in the order of their last
-//! use; the one that was silent longest makes room.
+//! use; the one that was silent longest makes room. A few each mapping may have; those beyond come out of one
+//! [`Room`] for all mappings, so that tens of thousands of them, each with its maximum, are bounded as well.
 //!
 //! Nearly every mapping has one peer or a few: up to eight are found by looking at each. Beyond
 //! that an open-addressed index finds them, at most half full, so that a guest port that talks to a
 //! hundred thousand endpoints costs the same per datagram as one that talks to two.
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
 
-use crate::limits::UDP_PEERS_MAX;
+use crate::limits::{PEERS_OWN, PEERS_SHARED, UDP_PEERS_MAX};
 
 /// Remembered endpoints, newest to oldest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Peers {
+    room: Room,
     entries: Vec<Entry>,
     /// Places in `entries` by hash of the host's endpoint; empty while there are few.
     index: Vec<u16>,
     newest: u16,
     oldest: u16,
+}
+
+/// What all mappings of a worker may remember together beyond their own few peers.
+#[derive(Clone, Debug)]
+pub struct Room(Rc<Cell<u32>>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Room {
+    /// All of it, free.
+    pub fn new() -> Self {
+        Self(Rc::new(Cell::new(PEERS_SHARED)))
+    }
+
+    fn take(&self) -> bool {
+        let free = self.0.get();
+        self.0.set(free.saturating_sub(1));
+        free > 0
+    }
+
+    fn give(&self, peers: usize) {
+        self.0.set(self.0.get() + peers as u32);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,14 +72,20 @@ struct Endpoint {
 }
 
 /// Peers that are found without an index.
-const LINEAR: usize = 8;
+const LINEAR: usize = PEERS_OWN;
 const NONE: u16 = u16::MAX;
 const _: () = assert!(UDP_PEERS_MAX < NONE as usize && UDP_PEERS_MAX > LINEAR);
 
 impl Peers {
     /// Nobody.
-    pub fn new() -> Self {
-        Self { entries: Vec::new(), index: Vec::new(), newest: NONE, oldest: NONE }
+    pub fn new(room: &Room) -> Self {
+        Self {
+            room: room.clone(),
+            entries: Vec::new(),
+            index: Vec::new(),
+            newest: NONE,
+            oldest: NONE,
+        }
     }
 
     /// The guest has sent to `host`, which it calls `shown`.
@@ -58,13 +95,16 @@ impl Peers {
             self.entries[usize::from(place)].shown = shown;
             return self.touch(place);
         }
-        let place = if self.entries.len() < UDP_PEERS_MAX {
+        let len = self.entries.len();
+        let place = if len < PEERS_OWN || (len < UDP_PEERS_MAX && self.room.take()) {
             self.entries.push(Entry { host, shown, newer: NONE, older: NONE });
             self.entries.len() as u16 - 1
         } else {
             let place = self.oldest;
             self.unlink(place);
-            self.unhash(place);
+            if !self.index.is_empty() {
+                self.unhash(place);
+            }
             let entry = &mut self.entries[usize::from(place)];
             (entry.host, entry.shown) = (host, shown);
             place
@@ -193,6 +233,12 @@ impl Peers {
     }
 }
 
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.room.give(self.entries.len().saturating_sub(PEERS_OWN));
+    }
+}
+
 impl Endpoint {
     /// Not keyed by a secret: a guest that makes its own endpoints collide makes at most
     /// [`UDP_PEERS_MAX`] of them collide, and slows nobody else down.
@@ -235,7 +281,7 @@ mod tests {
 
     #[test]
     fn one_peer_and_its_other_name() {
-        let mut peers = Peers::new();
+        let mut peers = Peers::new(&Room::new());
         assert_eq!(peers.shown(host(1)), None);
         assert_eq!(peers.newest(), None);
         peers.remember(host(1), shown(1));
@@ -252,7 +298,7 @@ mod tests {
     /// Against a plain list in order of use, through many more endpoints than it holds.
     #[test]
     fn agrees_with_a_list() {
-        let mut peers = Peers::new();
+        let mut peers = Peers::new(&Room::new());
         let mut model: Vec<(u32, u32)> = Vec::new();
         let mut seed = 3u64;
         for step in 0..60_000u32 {
@@ -282,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_hundred_thousand_endpoints_are_bounded_and_the_last_are_known() {
-        let mut peers = Peers::new();
+        let mut peers = Peers::new(&Room::new());
         for n in 0..100_000 {
             peers.remember(host(n), host(n));
         }
@@ -291,5 +337,33 @@ mod tests {
             assert_eq!(peers.shown(host(n)), Some(host(n)));
         }
         assert_eq!(peers.shown(host(0)), None);
+    }
+
+    #[test]
+    fn all_mappings_together_are_bounded_and_none_is_without() {
+        let room = Room::new();
+        let full = PEERS_SHARED as usize / (UDP_PEERS_MAX - PEERS_OWN);
+        let mut mappings: Vec<_> = (0..full + 3).map(|_| Peers::new(&room)).collect();
+        for peers in &mut mappings {
+            for n in 0..300 {
+                peers.remember(host(n), shown(n));
+            }
+        }
+        let total: usize = mappings.iter().map(|peers| peers.entries.len()).sum();
+        assert_eq!(total, PEERS_SHARED as usize + mappings.len() * PEERS_OWN);
+        // The last has its own few, and replaces the oldest of them.
+        let Some(last) = mappings.last_mut() else { panic!() };
+        assert_eq!(last.entries.len(), PEERS_OWN);
+        assert_eq!(last.shown(host(299)), Some(shown(299)));
+        assert_eq!(last.shown(host(291)), None);
+        // What ends makes room.
+        drop(mappings.remove(0));
+        let Some(last) = mappings.last_mut() else { panic!() };
+        for n in 0..300 {
+            last.remember(host(n), shown(n));
+        }
+        assert_eq!(last.entries.len(), UDP_PEERS_MAX);
+        drop(mappings);
+        assert_eq!(room.0.get(), PEERS_SHARED);
     }
 }

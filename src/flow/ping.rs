@@ -10,7 +10,7 @@ use smoltcp::wire::IpProtocol;
 
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
-use super::peers::Peers;
+use super::peers::{Peers, Room};
 use super::udp::{TTL_UNKNOWN, fits, offender};
 use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
 use crate::arena::Slot;
@@ -34,8 +34,8 @@ pub struct PingFlow {
 
 impl PingFlow {
     /// A mapping for a guest behind this MAC.
-    pub fn new(mac: Mac) -> Self {
-        Self { mac, peers: Peers::new(), used: Time(0) }
+    pub fn new(mac: Mac, room: &Room) -> Self {
+        Self { mac, peers: Peers::new(room), used: Time(0) }
     }
 
     /// Kind of socket for a guest endpoint.
@@ -224,7 +224,7 @@ mod tests {
                 actions: Actions::new(),
                 stats: Stats::default(),
                 key: FlowKey::guest_only(Proto::Ping, guest),
-                flow: PingFlow::new(MAC),
+                flow: PingFlow::new(MAC, &Room::new()),
             }
         }
 

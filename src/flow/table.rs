@@ -185,6 +185,21 @@ impl<F> Table<F> {
         Some(flow)
     }
 
+    /// At most this many flows from now on; those beyond live on.
+    pub fn limit(&mut self, max: u32) {
+        self.max = max;
+    }
+
+    /// The bound.
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+
+    /// Places that are free.
+    pub fn room(&self) -> u32 {
+        self.max.saturating_sub(self.alive)
+    }
+
     /// Living flows.
     pub fn len(&self) -> u32 {
         self.alive

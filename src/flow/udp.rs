@@ -12,15 +12,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
-use super::peers::Peers;
+use super::peers::{Peers, Room};
 use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
 use crate::arena::Slot;
 use crate::frame::build::{self, Out};
 use crate::frame::{Mac, Pair};
-use crate::limits::{IP_LEN_MAX, UDP_IDLE, UDP_RUN_MAX};
+use crate::limits::{IP_LEN_MAX, UDP_DNS_IDLE, UDP_IDLE, UDP_RUN_MAX};
 use crate::stats::Drop;
-use crate::time::Time;
+use crate::time::{Millis, Time};
 
+/// Where resolvers listen.
+const DNS_PORT: u16 = 53;
 /// Bytes of a UDP header.
 const HEADER: usize = 8;
 /// TTL of a datagram to the guest when its own is not known.
@@ -33,12 +35,14 @@ pub struct UdpFlow {
     peers: Peers,
     /// Last datagram either way.
     used: Time,
+    /// The guest has sent to nothing but port 53.
+    only_dns: bool,
 }
 
 impl UdpFlow {
     /// A mapping for a guest behind this MAC.
-    pub fn new(mac: Mac) -> Self {
-        Self { mac, peers: Peers::new(), used: Time(0) }
+    pub fn new(mac: Mac, room: &Room) -> Self {
+        Self { mac, peers: Peers::new(room), used: Time(0), only_dns: true }
     }
 
     /// Kind of socket for a guest endpoint.
@@ -70,6 +74,7 @@ impl UdpFlow {
         opts.df = opts.df && fits(ctx, &to, slot.len(), segment);
         self.mac = mac;
         self.used = ctx.now;
+        self.only_dns &= to.port() == DNS_PORT;
         self.peers.remember(host, to);
         ctx.actions.push(Action::DgramSend { flow: id, slot, to: host, opts });
         self.alive()
@@ -110,14 +115,20 @@ impl UdpFlow {
 
     /// The deadline has come (or a little earlier).
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) -> Next {
-        if ctx.now - self.used >= UDP_IDLE {
+        if ctx.now - self.used >= self.idle() {
             return Next::Close { reset: false };
         }
         self.alive()
     }
 
     fn alive(&self) -> Next {
-        Next::Live(Some(self.used + UDP_IDLE))
+        Next::Live(Some(self.used + self.idle()))
+    }
+
+    /// How long it may be silent. A resolver has a port of its own for each query (RFC 5452): mappings that
+    /// are over with the answer, and of which there may be many.
+    fn idle(&self) -> Millis {
+        if self.only_dns { UDP_DNS_IDLE } else { UDP_IDLE }
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of a header")]
@@ -259,7 +270,7 @@ mod tests {
                 stats: Stats::default(),
                 now: Time(1000),
                 key: FlowKey::guest_only(Proto::Udp, at(guest)),
-                flow: UdpFlow::new([0xff; 6]),
+                flow: UdpFlow::new([0xff; 6], &Room::new()),
             }
         }
 
@@ -516,6 +527,24 @@ mod tests {
         assert!(matches!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(Some(_))));
         bed.now = due + UDP_IDLE;
         assert_eq!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Close { reset: false });
+    }
+
+    #[test]
+    fn queries_end_within_seconds() {
+        let mut bed = Bed::new();
+        bed.send("198.51.100.7:53", "198.51.100.7:53", 10, OPTS);
+        bed.now = bed.now + UDP_DNS_IDLE;
+        bed.now.0 -= 1;
+        assert!(matches!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(_)));
+        // An answer, and from then on silence.
+        assert!(bed.receive("198.51.100.7:53", 1).is_some());
+        bed.now = bed.now + UDP_DNS_IDLE;
+        assert_eq!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Close { reset: false });
+        // A mapping that sends elsewhere as well is no resolver's.
+        bed.send("198.51.100.7:123", "198.51.100.7:123", 10, OPTS);
+        bed.send("198.51.100.7:53", "198.51.100.7:53", 10, OPTS);
+        bed.now = bed.now + UDP_DNS_IDLE;
+        assert!(matches!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(_)));
     }
 
     #[test]

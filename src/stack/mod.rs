@@ -13,6 +13,7 @@
 pub mod dhcp;
 pub mod directory;
 pub mod dns;
+mod evict;
 pub mod gateway;
 mod ndp;
 pub mod policy;
@@ -27,7 +28,9 @@ use smoltcp::wire::{IpProtocol, TcpPacket};
 
 use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
+use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
+use crate::flow::peers::Room;
 use crate::flow::ping::PingFlow;
 use crate::flow::table::Table;
 use crate::flow::tcp::{self, TcpFlow};
@@ -72,6 +75,10 @@ pub struct Stack {
     stats: Stats,
     flows: Table<Flow>,
     timers: Timers,
+    /// UDP and ping mappings by their last use.
+    idle: Idle,
+    /// What all mappings share.
+    peer_room: Room,
     /// TCP flows that something happened to in this turn and that have not been served since.
     dirty: Vec<FlowId>,
     /// TCP flows with an ACK that waits for data to go with, in the order of their times; each once.
@@ -143,6 +150,8 @@ impl Stack {
             stats: Stats::default(),
             flows: Table::new(FLOWS_MAX, secret),
             timers: Timers::new(),
+            idle: Idle::new(),
+            peer_room: Room::new(),
             dirty: Vec::with_capacity(256),
             late: VecDeque::with_capacity(256),
             undrained: 0,
@@ -319,6 +328,8 @@ impl Stack {
         if policy::is_dns(&self.net, &key.host()) {
             self.dns.note_use(&mut ctx);
         }
+        self.make_room(now);
+        let mut ctx = ctx!(self, now);
         let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
         match self.insert(key, Flow::Tcp(flow)) {
             Ok(id) => {
@@ -426,7 +437,8 @@ impl Stack {
                 if self.draining {
                     return self.stats.drop(Drop::Draining);
                 }
-                let flow = Flow::Udp(UdpFlow::new(parsed.eth_src));
+                self.make_room(now);
+                let flow = Flow::Udp(UdpFlow::new(parsed.eth_src, &self.peer_room));
                 let id = match self.insert(key, flow) {
                     Ok(id) => id,
                     Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
@@ -437,6 +449,7 @@ impl Stack {
                 id
             }
         };
+        self.idle.touch(id.index, now);
         let mut ctx = ctx!(self, now);
         slot.set_range(payload, len - 8);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
@@ -464,6 +477,7 @@ impl Stack {
 
     /// Gives a DNS query a flow, and so a socket.
     fn start_dns(&mut self, key: FlowKey, flow: DnsFlow, now: Time) {
+        self.make_room(now);
         let mut ctx = ctx!(self, now);
         let Ok(id) = self.flows.insert(key, Flow::Dns(flow)) else {
             self.dns.release();
@@ -518,7 +532,8 @@ impl Stack {
                 if self.draining {
                     return self.stats.drop(Drop::Draining);
                 }
-                let flow = Flow::Ping(PingFlow::new(parsed.eth_src));
+                self.make_room(now);
+                let flow = Flow::Ping(PingFlow::new(parsed.eth_src, &self.peer_room));
                 let id = match self.insert(key, flow) {
                     Ok(id) => id,
                     Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
@@ -529,6 +544,7 @@ impl Stack {
                 id
             }
         };
+        self.idle.touch(id.index, now);
         let mut ctx = ctx!(self, now);
         slot.set_range(slot.offset() + ip.start, ip.end - ip.start);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0 };
@@ -556,6 +572,7 @@ impl Stack {
                 self.on_tcp(flow, now, |f, _, _| f.handle_hangup(errno));
             }
             Event::DgramFailed { flow, errno } => {
+                self.note_shortage(Err(errno), now);
                 self.on_dgram(flow, now, DgramEvent::Failed(errno));
             }
             Event::DgramSent { flow, slot, to, errno } => {
@@ -588,6 +605,7 @@ impl Stack {
     }
 
     fn tcp_connected(&mut self, id: FlowId, result: Result<(), Errno>, now: Time) {
+        self.note_shortage(result, now);
         let mut ctx = ctx!(self, now);
         let Some((key, Flow::Tcp(flow))) = self.flows.get_mut(id) else {
             return;
@@ -605,10 +623,14 @@ impl Stack {
     }
 
     fn on_dgram(&mut self, id: FlowId, now: Time, event: DgramEvent) {
+        let received = matches!(event, DgramEvent::Received { .. });
         let mut ctx = ctx!(self, now);
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
+        if received && matches!(flow, Flow::Udp(_) | Flow::Ping(_)) {
+            self.idle.touch(id.index, now);
+        }
         let next = match flow {
             Flow::Udp(flow) => flow.handle_event(&mut ctx, id, key, event),
             Flow::Ping(flow) => flow.handle_event(&mut ctx, id, key, event),
@@ -736,6 +758,7 @@ impl Stack {
             Next::Live(None) => {}
             Next::Close { reset } => {
                 self.timers.disarm(id.index);
+                self.idle.remove(id.index);
                 self.unhash(id);
                 if let Some((_, flow)) = self.flows.get_mut(id) {
                     if matches!(flow, Flow::Closing) {

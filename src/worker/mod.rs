@@ -48,6 +48,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::arena::{Pools, Slot};
@@ -56,8 +57,8 @@ use crate::flow::FlowId;
 use crate::flow::table::Table;
 use crate::flow::timers::Timers;
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES,
-    SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
+    BLOCK_BYTES, BLOCKS_MAX, DESCRIPTORS_OWN, DGRAM_SLOTS, FLOWS_MAX, HAND_OVER_TURN, HEADROOM,
+    HOST_SLOTS, SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
 use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
@@ -271,6 +272,11 @@ impl Worker {
         let ip_id = random()? as u32;
         let mut stack = Stack::new(net.clone(), pools.clone(), secret, Time(0));
         stack.set_resolvers(resolvers);
+        // Of the whole process: what the others hold is learned when there is no descriptor left.
+        if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            let flows = soft.saturating_sub(DESCRIPTORS_OWN).clamp(1, u64::from(FLOWS_MAX));
+            stack.limit_flows(flows as u32);
+        }
         // A TAP without virtio header reads behind an empty one, so that the core sees one form.
         let frame_at = if tap.vnet { 0 } else { VNET_LEN };
         let mut worker = Self {
