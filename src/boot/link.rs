@@ -19,6 +19,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::{Context, Failure};
 use crate::config::{Config, Personality};
+use crate::limits::TAP_QUEUE;
 
 /// Length of an IPv6 network's prefix: SLAAC knows no other (RFC 4291 section 2.5.1).
 const V6_PREFIX: u8 = 64;
@@ -34,13 +35,14 @@ pub fn configure(config: &Config) -> Result<(), Failure> {
     netlink.up(lo, false).context(|| "bring lo up")?;
 
     let tap = index(name)?;
-    let mut properties = vec![LinkAttribute::Mtu(net.mtu.into())];
+    let mut properties =
+        vec![LinkAttribute::Mtu(net.mtu.into()), LinkAttribute::TxQueueLen(TAP_QUEUE)];
     if let Some(mac) = net.guest_mac {
         properties.push(LinkAttribute::Address(mac.to_vec()));
     }
     netlink.set_link(tap, properties).context(|| {
         format!(
-            "set MTU {} {}of {name}",
+            "set MTU {} {}and queue of {name}",
             net.mtu,
             if net.guest_mac.is_some() { "and MAC " } else { "" }
         )
