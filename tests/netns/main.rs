@@ -15,6 +15,7 @@ mod offload;
 mod programs;
 mod tcp;
 mod udp;
+mod udp_batch;
 mod workers;
 
 // The program itself.
