@@ -336,6 +336,7 @@ impl Worker {
             self.handed.clear();
             self.team.take(self.me, &mut self.handed);
         }
+        self.note_use();
         for _ in 0..HAND_OVER_TURN {
             let Some((frame, about)) = self.handed.next() else { return self.handed.clear() };
             let pools = self.stack.pools();
