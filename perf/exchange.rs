@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_secs(15);
 /// How many tries of a rate a search is taken to need, and at most takes.
 const PROBES: (u32, u32) = (12, 60);
 /// How long a holder may take: its own limit and some more.
-const HOLD: Duration = Duration::from_secs(70);
+const HOLD: Duration = Duration::from_secs(90);
 
 /// The highest rate of datagrams with at most 1% loss. Figures: `pps` and `gbps` that arrived,
 /// `offered_pps`, `loss_percent`, `sender_limited` (1: the sender could offer no more, by itself
@@ -70,7 +70,7 @@ pub(crate) fn crr(bed: &Bed, mut forwarder: Option<Proc>, ms: u32) -> Res<Value>
 }
 
 /// [`rr`] of one byte on one connection beside silent ones. Also `open`: how many there were, itself
-/// included; `open_why`: why no more.
+/// included; `open_why`: why no more. A forwarder that then takes no connection any more has failed.
 pub(crate) fn flows(
     bed: &Bed,
     mut forwarder: Option<Proc>,

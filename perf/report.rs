@@ -162,7 +162,11 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+        write!(f, "{:.2}", self.median)?;
+        if self.min == self.max {
+            return Ok(());
+        }
+        write!(f, " ({:.2}..{:.2})", self.min, self.max)
     }
 }
 

@@ -262,7 +262,7 @@ fn greet(client: &Client) -> Res<()> {
     Err("no datagram came back".into())
 }
 
-/// Doubles until loss, then halves the interval. A rate fails, and a sender has reached its limit, when
+/// Quadruples until loss, then halves the interval. A rate fails, and a sender has reached its limit, when
 /// two tries say so: at these durations a single pause of the machine is more than 1%.
 fn search(mut probe: impl FnMut(f64) -> Res<Probe>) -> Res<Probe> {
     let mut attempt = |rate| -> Res<Probe> {
@@ -293,7 +293,7 @@ fn search(mut probe: impl FnMut(f64) -> Res<Probe>) -> Res<Probe> {
         rate = match (best, failed) {
             (Some(b), Some(f)) if f <= b.asked * CLOSE => return Ok(b),
             (Some(b), Some(f)) => (b.asked * f).sqrt(),
-            (Some(b), None) => b.asked * 2.0,
+            (Some(b), None) => b.asked * 4.0,
             (None, Some(f)) if f > LEAST => (f / 2.0).max(LEAST),
             (None, _) => {
                 return Err(format!("more than 1% is lost of {LEAST} datagrams per second"));
