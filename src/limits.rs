@@ -73,6 +73,8 @@ pub const DGRAM_SLOTS: u16 = 32;
 
 /// Slots one TCP send carries at most (iovecs of one `sendmsg`).
 pub const SEND_SLOTS: usize = 16;
+/// Slots that one TCP receive fills at most, where a host socket holds that much already.
+pub const RECV_SLOTS: usize = 4;
 /// Receive window offered to a guest in the SYN-ACK, bytes.
 pub const WINDOW_INITIAL: u32 = 65535;
 /// The largest receive window offered to a guest, bytes.
@@ -197,6 +199,7 @@ pub const DRAIN: Millis = Millis::secs(5);
 
 const _: () = assert!(WORKERS_MAX <= 1 << 8);
 const _: () = assert!(HAND_OVER_BYTES > 2 * SLOT_BYTES);
+const _: () = assert!(RECV_SLOTS <= SEND_SLOTS);
 const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
 const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
 const _: () = assert!(REASSEMBLIES_MAX as u32 + REASSEMBLY_RESERVED < SLOTS_MAX);

@@ -137,6 +137,10 @@ impl Bed {
                     self.asked = Some(max);
                     None
                 }
+                Action::TcpRecvMany { frame, .. } => {
+                    self.asked = Some(frame);
+                    None
+                }
                 Action::DgramOpen { flow, .. } => {
                     self.mapping = Some(flow);
                     None

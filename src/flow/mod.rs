@@ -88,6 +88,16 @@ pub enum Action {
         /// At least 1.
         max: u32,
     },
+    /// Receive what the socket holds at this moment, for a flow that was told of `more`: up to `frames`
+    /// slots of at most `frame` bytes. Answer: [`Event::TcpReceived`], one for each slot, all in one turn.
+    TcpRecvMany {
+        /// The flow.
+        flow: FlowId,
+        /// Bytes for one slot; at least 1.
+        frame: u32,
+        /// From 2 to [`crate::limits::RECV_SLOTS`].
+        frames: u32,
+    },
     /// Say [`Event::TcpHangup`] when the connection fails, while nothing is received because the
     /// guest's window is closed or the host's stream is over. Stays until then or until the flow closes; one at a time.
     TcpPollError {

@@ -7,6 +7,7 @@ use io_uring::cqueue;
 use super::Worker;
 use super::sock::Watch;
 use super::token::{Op, Token};
+use crate::arena::Chain;
 use crate::flow::{Errno, Event, FlowId, Received};
 use crate::frame::vnet;
 use crate::limits::VNET_LEN;
@@ -113,6 +114,11 @@ impl Worker {
                 }
                 return Ok(());
             }
+            if op == Op::Recv && !sock.receiving.is_empty() {
+                let slots = std::mem::take(&mut sock.receiving);
+                self.received_many(flow, slots, result);
+                return Ok(());
+            }
             let errno = Errno(-result);
             let event = match op {
                 Op::Connect => {
@@ -166,6 +172,31 @@ impl Worker {
         };
         self.stack.handle_event(Event::TcpSent { flow, chain, result }, self.now);
         Ok(())
+    }
+
+    /// A receive of many slots has ended: those that were filled are received one by one.
+    fn received_many(&mut self, flow: FlowId, mut slots: Chain, result: i32) {
+        let result = match result {
+            1.. => {
+                let mut left = result as usize;
+                let more = left == slots.bytes() as usize;
+                while left > 0
+                    && let Some(mut slot) = slots.pop_front()
+                {
+                    slot.truncate(left);
+                    left -= slot.len();
+                    let result = Received::Data { slot, more };
+                    self.stack.handle_event(Event::TcpReceived { flow, result }, self.now);
+                }
+                return;
+            }
+            0 => Received::Eof,
+            _ => match -result {
+                libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM => Received::NoBuffer,
+                e => Received::Failed(Errno(e)),
+            },
+        };
+        self.stack.handle_event(Event::TcpReceived { flow, result }, self.now);
     }
 
     /// A poll for room has said something; of a FIN the core hears elsewhere, and it makes no room.

@@ -37,6 +37,8 @@ pub(super) struct Sock {
     pub(super) hungry: bool,
     /// Count of what sockets have brought when this one last brought something.
     pub(super) fed: u64,
+    /// What a receive of many slots fills.
+    pub(super) receiving: Chain,
     /// What a TCP send in flight carries.
     pub(super) sending: Chain,
     /// The standing watch for room that takes the place of a poll behind the peer's FIN.
@@ -74,6 +76,7 @@ impl Sock {
             recv_max: 0,
             hungry: false,
             fed: 0,
+            receiving: Chain::new(),
             sending: Chain::new(),
             watch: Watch::No,
             df: None,

@@ -17,7 +17,9 @@ use super::{Notice, Worker};
 use crate::arena::{Chain, Slot};
 use crate::flow::{Action, Errno, Event, FlowId, Handed, Received};
 use crate::frame::segment::{self, Cutter};
-use crate::limits::{BLOCK_BYTES, BLOCKS_RESERVED, HOST_SLOTS, SEND_SLOTS, TAP_SLOTS, VNET_LEN};
+use crate::limits::{
+    BLOCK_BYTES, BLOCKS_RESERVED, HEADROOM, HOST_SLOTS, RECV_SLOTS, SEND_SLOTS, TAP_SLOTS, VNET_LEN,
+};
 use crate::stats::Drop;
 
 /// Memory that submission entries point to until they are submitted: `msghdr`s, iovecs, addresses.
@@ -79,6 +81,7 @@ impl Worker {
             Action::TcpPollOut { flow } => self.poll_out(flow),
             Action::TcpPollError { flow } => self.poll_error(flow),
             Action::TcpRecv { flow, max } => self.tcp_recv(flow, max),
+            Action::TcpRecvMany { flow, frame, frames } => self.recv_many(flow, frame, frames),
             Action::TcpShutdown { flow } => {
                 if let Some(sock) = self.sock(flow) {
                     sock.shutdown();
@@ -295,6 +298,53 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Receives what is there into slots of our own. It ends while it is submitted: a receive that
+    /// waits would hold them.
+    fn recv_many(&mut self, flow: FlowId, frame: u32, frames: u32) -> io::Result<()> {
+        let mut slots = Chain::new();
+        // Reading goes before: what the provided rings need is left.
+        let rings = u32::from(TAP_SLOTS + HOST_SLOTS);
+        while slots.slots() < (frames as usize).min(RECV_SLOTS)
+            && let Some(mut slot) = self.stack.pools().large.take_above(rings)
+        {
+            slot.set_range(HEADROOM, frame as usize);
+            slots.push_back(slot);
+        }
+        if slots.slots() < 2 {
+            return self.tcp_recv(flow, frame);
+        }
+        let Some(sock) = self.sock(flow) else { return Ok(()) };
+        sock.begin(Op::Recv);
+        sock.receiving = slots;
+        let raw = sock.raw();
+        let Some(Some(sock)) = self.socks.get(flow.index as usize) else { return Ok(()) };
+        let msg = self.scratch.next();
+        msg.iov.clear();
+        sock.receiving.for_each(|slot| {
+            let bytes = slot.bytes();
+            msg.iov.push(libc::iovec {
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
+            });
+            msg.iov.len() < RECV_SLOTS
+        });
+        msg.hdr.msg_name = std::ptr::null_mut();
+        msg.hdr.msg_namelen = 0;
+        msg.hdr.msg_iov = msg.iov.as_mut_ptr();
+        msg.hdr.msg_iovlen = msg.iov.len() as _;
+        msg.hdr.msg_control = std::ptr::null_mut();
+        msg.hdr.msg_controllen = 0;
+        let entry = opcode::RecvMsg::new(types::Fd(raw), &raw mut msg.hdr)
+            .flags(libc::MSG_DONTWAIT as u32)
+            .build()
+            .user_data(Token::Sock(Op::Recv, flow).pack());
+        // SAFETY: the kernel writes into slots that `sock.receiving` holds until the completion; it is
+        // their only holder, and nobody reads them before. Header and iovecs lie in a box of `scratch`,
+        // untouched until the next turn begins: by then they are submitted, and since nothing waits
+        // (MSG_DONTWAIT) the kernel has also written the header back.
+        unsafe { self.ring.push(&entry) }
     }
 
     fn recv(&mut self, flow: FlowId) -> io::Result<()> {

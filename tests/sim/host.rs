@@ -58,6 +58,8 @@ struct Sock {
     sending: Option<Chain>,
     receiving: Option<u32>,
     receive_set: bool,
+    /// The receive under way does not wait.
+    at_once: bool,
     poll_out: bool,
     poll_error: bool,
     closing: Option<bool>,
@@ -157,6 +159,17 @@ impl Host {
                 assert!(!sock.eof_given, "receives after the end");
                 sock.receiving = Some(max);
                 self.wake(flow, now);
+            }
+            // What is there at this moment; here never more than one slot of it.
+            Action::TcpRecvMany { flow, frame, frames } => {
+                let sock = self.usable(flow);
+                assert!(sock.receiving.is_none(), "two receives at a time");
+                assert!(frame > 0 && frames > 1, "receives nothing");
+                assert!(!sock.eof_given, "receives after the end");
+                sock.receiving = Some(frame);
+                sock.receive_set = true;
+                sock.at_once = true;
+                self.agenda.push(now, (flow, Todo::Receive));
             }
             Action::TcpPollError { flow } => {
                 let sock = self.usable(flow);
@@ -307,6 +320,7 @@ impl Host {
             }
             Todo::Receive => {
                 sock.receive_set = false;
+                let at_once = std::mem::take(&mut sock.at_once);
                 let max = u64::from(sock.receiving?);
                 let left = sock.produced - sock.given;
                 let result = if let Some(errno) = sock.error {
@@ -323,6 +337,8 @@ impl Host {
                 } else if sock.eof {
                     sock.eof_given = true;
                     Received::Eof
+                } else if at_once {
+                    Received::NoBuffer
                 } else {
                     return None;
                 };
@@ -450,6 +466,7 @@ impl Sock {
             sending: None,
             receiving: None,
             receive_set: false,
+            at_once: false,
             poll_out: false,
             poll_error: false,
             closing: None,

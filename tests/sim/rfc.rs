@@ -698,3 +698,37 @@ fn small_windows_are_filled_one_at_a_time() {
     t.send(ack(1001, ours.wrapping_add(60)).window(100));
     assert_eq!(t.receiving(), 100);
 }
+
+/// A host that has more than a frame at hand is received from by several slots at once, whose bytes
+/// follow each other; never beyond the guest's window.
+#[test]
+fn many_slots_at_once() {
+    // Scaled by 128: room for seven frames.
+    let (mut t, ours) = Trace::open();
+    t.send(ack(1001, ours).window(4000));
+    let frame = t.receiving();
+    let part = |t: &mut Trace, n: u32, more| {
+        let mut slot = t.stack.pools().large.take().expect("a free slot");
+        slot.set_range(ringtap::limits::HEADROOM, n as usize);
+        Event::TcpReceived { flow: t.flow, result: Received::Data { slot, more } }
+    };
+    let first = part(&mut t, frame, true);
+    t.event(first);
+    t.expect(data(ours, 1001, frame as usize));
+    let Action::TcpRecvMany { frame: each, frames, .. } = t.action() else {
+        panic!("one slot only")
+    };
+    assert_eq!(each, frame);
+    // A new flow has a quota of 256 KiB: four frames, one of them is used.
+    assert_eq!(frames, 3);
+    let parts = [part(&mut t, frame, false), part(&mut t, frame, false), part(&mut t, 7, false)];
+    let now = t.now;
+    for event in parts {
+        t.stack.handle_event(event, now);
+    }
+    t.turn();
+    for (n, len) in [(1, frame), (2, frame), (3, 7)] {
+        t.expect(data(ours.wrapping_add(n * frame), 1001, len as usize));
+    }
+    assert!(t.receiving() > 0, "and again one that waits");
+}

@@ -197,6 +197,7 @@ impl Trace {
             | Action::TcpSend { flow, .. }
             | Action::TcpPollOut { flow }
             | Action::TcpRecv { flow, .. }
+            | Action::TcpRecvMany { flow, .. }
             | Action::TcpPollError { flow }
             | Action::TcpShutdown { flow }
             | Action::DgramOpen { flow, .. }

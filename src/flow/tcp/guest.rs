@@ -11,7 +11,7 @@ use crate::arena::{Chain, Slot};
 use crate::frame::Mac;
 use crate::limits::{
     ACK_DELAY, BLOCK_BYTES, BLOCKS_MAX, ETH_LEN, HEADROOM, IP_LEN_MAX, PIECE_BYTES, PIECES_MAX,
-    PROBE_MAX, RETRIES_MAX, RTO_MAX, RTO_MIN, SLOTS_MAX, STALL, UNACKED_MAX, VNET_LEN,
+    PROBE_MAX, RECV_SLOTS, RETRIES_MAX, RTO_MAX, RTO_MIN, SLOTS_MAX, STALL, UNACKED_MAX, VNET_LEN,
 };
 use crate::stats::Drop;
 use crate::time::{Millis, Time};
@@ -48,7 +48,9 @@ pub(super) struct ToGuest {
     /// Bytes that may be unacknowledged.
     quota: u32,
     /// Received, to be written when the flow is served.
-    arrived: Option<Slot>,
+    arrived: Chain,
+    /// The socket held more when it was last received from.
+    more: bool,
     /// Written, not acknowledged, in order; range: payload.
     unacked: Chain,
     receiving: bool,
@@ -107,7 +109,8 @@ impl ToGuest {
             wl: (syn.seq, next),
             scale: scale.min(14),
             quota: QUOTA_INITIAL,
-            arrived: None,
+            arrived: Chain::new(),
+            more: false,
             unacked: Chain::new(),
             receiving: false,
             watching: false,
@@ -143,7 +146,7 @@ impl ToGuest {
     }
 
     pub(super) fn wants_fin(&self) -> bool {
-        matches!(self.fin, Fin::Due | Fin::Again) && self.arrived.is_none()
+        matches!(self.fin, Fin::Due | Fin::Again) && self.arrived.is_empty()
     }
 
     /// Notes the FIN as sent; its sequence number.
@@ -167,7 +170,7 @@ impl ToGuest {
     /// The guest is gone: nothing is kept for it, and no timer runs.
     pub(super) fn abandon(&mut self) {
         self.unacked = Chain::new();
-        self.arrived = None;
+        self.arrived = Chain::new();
         self.una = self.next;
         (self.rto_at, self.mark, self.again_at) = (None, None, None);
     }
@@ -210,7 +213,7 @@ impl ToGuest {
                 self.fin = Fin::Again;
             }
         }
-        if let Some(mut slot) = self.arrived.take() {
+        while let Some(mut slot) = self.arrived.pop_front() {
             slot.seq = self.next;
             if !self.outstanding() {
                 self.start_timer(ctx.now);
@@ -231,7 +234,15 @@ impl ToGuest {
         };
         if max > 0 {
             self.receiving = true;
-            ask(ctx, Action::TcpRecv { flow: id, max });
+            let frames = if self.more { self.frames(max, u32::from(mss)) } else { 1 };
+            ask(
+                ctx,
+                if frames > 1 {
+                    Action::TcpRecvMany { flow: id, frame: max, frames }
+                } else {
+                    Action::TcpRecv { flow: id, max }
+                },
+            );
         } else if !self.watching {
             self.watching = true;
             ask(ctx, Action::TcpPollError { flow: id });
@@ -259,6 +270,15 @@ impl ToGuest {
         }
         // Silly window avoidance (RFC 9293 section 3.8.6.2.1).
         if flight == 0 || room >= (self.window_max / 2).max(1) { room.min(frame) } else { 0 }
+    }
+
+    /// How many frames of `frame` bytes (what [`ToGuest::room`] allows for one) there is room for. One
+    /// receive for several is one window update to the peer, and one guest woken once.
+    fn frames(&self, frame: u32, mss: u32) -> u32 {
+        let window = (self.edge.wrapping_sub(self.next) as i32).max(0) as u32;
+        let flight = self.next.wrapping_sub(self.una);
+        let room = window.min(self.quota.saturating_sub(flight));
+        if frame < mss { 1 } else { (room / frame).min(RECV_SLOTS as u32) }
     }
 
     /// A frame has been written: its bytes wait for the guest's ACK.
@@ -618,19 +638,21 @@ impl TcpFlow {
         match result {
             Received::Data { .. } | Received::Eof | Received::NoBuffer
                 if self.phase == Phase::Gone => {}
-            Received::Data { slot, .. } => {
+            Received::Data { slot, more } => {
                 ctx.stats.tcp_to_guest += slot.len() as u64;
                 if ctx.now - self.active < ACK_DELAY {
                     self.slow = false;
                 }
                 self.active = ctx.now;
-                self.to_guest.arrived = Some(slot);
+                self.to_guest.more = more;
+                self.to_guest.arrived.push_back(slot);
             }
             Received::Eof => {
                 self.to_guest.fin = Fin::Due;
                 self.to_guest.again_at = Some(ctx.now + WATCH);
             }
             Received::NoBuffer => {
+                self.to_guest.more = false;
                 if ctx.pools.large.available() == 0 {
                     self.to_guest.again_at = Some(ctx.now + HUNGRY);
                 }
