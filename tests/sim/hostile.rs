@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ringtap::flow::{Action, Errno, Event, FlowId, Received};
-use ringtap::limits::{HEADROOM, SLOTS_MAX};
+use ringtap::limits::{ACK_DELAY, HEADROOM, SLOTS_MAX};
 use ringtap::stats::Drop;
 use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 
@@ -236,6 +236,7 @@ impl Siege {
         self.t.send(data(self.seq, self.ours, 100));
         self.seq = self.seq.wrapping_add(100);
         self.t.sent(100);
+        self.t.wait(ACK_DELAY.0);
         assert_eq!(self.t.segments(), [ack(self.ours, self.seq)], "the connection is harmed");
         self.t.receive(10);
         assert_eq!(self.t.segments(), [data(self.ours, self.seq, 10)]);

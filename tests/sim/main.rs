@@ -15,6 +15,7 @@ mod clock;
 mod guest;
 mod host;
 mod hostile;
+mod late;
 mod link;
 mod model;
 mod prng;

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use ringtap::arena::{Chain, Pools, Slot};
 use ringtap::config::NetConfig;
 use ringtap::flow::{Action, Errno, Event, FlowId, Received};
-use ringtap::limits::HEADROOM;
+use ringtap::limits::{ACK_DELAY, HEADROOM};
 use ringtap::stack::Stack;
 use ringtap::time::{Millis, Time};
 use smoltcp::phy::ChecksumCapabilities;
@@ -348,8 +348,11 @@ impl Trace {
         self.event(Event::TcpReceived { flow: self.flow, result: Received::Eof });
     }
 
-    /// The next segment the core has written.
+    /// The next segment the core has written; an ACK may have waited for data to go with.
     pub fn next(&mut self) -> Seg {
+        if self.segments.is_empty() {
+            self.wait(ACK_DELAY.0);
+        }
         self.segments.pop_front().expect("the core writes a segment")
     }
 

@@ -221,8 +221,9 @@ impl TcpFlow {
         if self.ack_owed || !self.to_host.ack_due(ctx, self.mss) {
             return self.ack_owed;
         }
-        // A window update alone, a stream, or a guest that is told late as it is.
-        if new == 0 || new >= u32::from(self.mss) || self.slow || self.to_host.waits() {
+        // A window update alone, a stream, a guest that is told late as it is, or a host that has no more to say.
+        let alone = new == 0 || self.to_host.waits() || self.to_guest.fin_sent();
+        if alone || self.slow || new >= u32::from(self.mss) {
             return true;
         }
         let since = *self.late_since.get_or_insert(ctx.now);
