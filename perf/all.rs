@@ -13,9 +13,19 @@ use crate::{Context, Res, need_root, plot};
 
 /// What is run, in this order: a verb and its options, as one would type them. Another measurement is one
 /// more line here.
-const STEPS: &[&str] = &["tcp --streams 1", "tcp --streams 4"];
+const STEPS: &[&str] = &[
+    "tcp --streams 1",
+    "tcp --streams 4",
+    "udp",
+    "rr",
+    "crr",
+    "flows",
+    "startup --rounds 20",
+    "idle --rounds 1 --secs 60",
+    "memory --rounds 1",
+];
 
-/// How much of each, where nothing else is asked for: a quarter of an hour, not a day.
+/// How much of each, where nothing else is asked for: an hour in all, not a day.
 const MODEST: [[&str; 2]; 2] = [["--rounds", "3"], ["--secs", "2"]];
 
 /// Runs each step as a process of its own, so that each can be repeated alone by the command it is
