@@ -50,6 +50,25 @@ impl Msg {
         let addr = SockAddr::from(SocketAddr::from(([0, 0, 0, 0], 0)));
         Self { hdr, iov: Vec::new(), addr, control: Control([0; SEND_CONTROL]) }
     }
+
+    /// Points at the ranges of a chain's first `most` slots, without address and control messages.
+    fn gather(&mut self, chain: &Chain, most: usize) {
+        self.iov.clear();
+        chain.for_each(|slot| {
+            let bytes = slot.bytes();
+            self.iov.push(libc::iovec {
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
+            });
+            self.iov.len() < most
+        });
+        self.hdr.msg_name = std::ptr::null_mut();
+        self.hdr.msg_namelen = 0;
+        self.hdr.msg_iov = self.iov.as_mut_ptr();
+        self.hdr.msg_iovlen = self.iov.len() as _;
+        self.hdr.msg_control = std::ptr::null_mut();
+        self.hdr.msg_controllen = 0;
+    }
 }
 
 impl Scratch {
@@ -246,21 +265,7 @@ impl Worker {
                 .build()
         } else {
             let msg = self.scratch.next();
-            msg.iov.clear();
-            sock.sending.for_each(|slot| {
-                let bytes = slot.bytes();
-                msg.iov.push(libc::iovec {
-                    iov_base: bytes.as_ptr().cast_mut().cast(),
-                    iov_len: bytes.len(),
-                });
-                msg.iov.len() < SEND_SLOTS
-            });
-            msg.hdr.msg_name = std::ptr::null_mut();
-            msg.hdr.msg_namelen = 0;
-            msg.hdr.msg_iov = msg.iov.as_mut_ptr();
-            msg.hdr.msg_iovlen = msg.iov.len() as _;
-            msg.hdr.msg_control = std::ptr::null_mut();
-            msg.hdr.msg_controllen = 0;
+            msg.gather(&sock.sending, SEND_SLOTS);
             opcode::SendMsg::new(types::Fd(raw), &raw const msg.hdr).flags(flags as u32).build()
         };
         // SAFETY: payload lies in slots that `sock.sending` holds until the completion; header and
@@ -321,21 +326,7 @@ impl Worker {
         let raw = sock.raw();
         let Some(Some(sock)) = self.socks.get(flow.index as usize) else { return Ok(()) };
         let msg = self.scratch.next();
-        msg.iov.clear();
-        sock.receiving.for_each(|slot| {
-            let bytes = slot.bytes();
-            msg.iov.push(libc::iovec {
-                iov_base: bytes.as_ptr().cast_mut().cast(),
-                iov_len: bytes.len(),
-            });
-            msg.iov.len() < RECV_SLOTS
-        });
-        msg.hdr.msg_name = std::ptr::null_mut();
-        msg.hdr.msg_namelen = 0;
-        msg.hdr.msg_iov = msg.iov.as_mut_ptr();
-        msg.hdr.msg_iovlen = msg.iov.len() as _;
-        msg.hdr.msg_control = std::ptr::null_mut();
-        msg.hdr.msg_controllen = 0;
+        msg.gather(&sock.receiving, RECV_SLOTS);
         let entry = opcode::RecvMsg::new(types::Fd(raw), &raw mut msg.hdr)
             .flags(libc::MSG_DONTWAIT as u32)
             .build()
