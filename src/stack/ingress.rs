@@ -1,0 +1,320 @@
+//! What a packet of the guest becomes: a flow's, or the first of one.
+
+use std::net::SocketAddr;
+
+use smoltcp::wire::{IpProtocol, TcpPacket};
+
+use super::directory::{self, Seat};
+use super::dns::{self, DnsFlow};
+use super::policy::{self, Verdict};
+use super::{Flow, Home, Refused, Stack, dhcp};
+use crate::arena::Slot;
+use crate::flow::key::{FlowKey, Proto};
+use crate::flow::ping::PingFlow;
+use crate::flow::tcp::{self, TcpFlow};
+use crate::flow::udp::UdpFlow;
+use crate::flow::{Action, Ctx, FlowId, Next, SendOpts, icmp};
+use crate::frame::{Ip, Mac, Parsed, vnet};
+use crate::stats::Drop;
+use crate::time::Time;
+
+impl Stack {
+    pub(super) fn handle_ip(&mut self, mut slot: Slot, parsed: &Parsed, mut ip: Ip, now: Time) {
+        if !policy::source_allowed(&self.net, &ip) {
+            return self.stats.drop(Drop::BadSource);
+        }
+        if ip.fragment.is_some() {
+            let mut ctx = ctx!(self, now);
+            // A whole datagram comes back in a slot of its own, unfragmented.
+            let Some((whole, whole_ip)) = self.reassembly.handle(&mut ctx, parsed, &ip, slot)
+            else {
+                return;
+            };
+            (slot, ip) = (whole, whole_ip);
+            self.arrival.about.cut = true;
+        }
+        if self.arrival.about.cut {
+            // What the guest has cut may be cut again, also where IPv6 says "don't" (frame::parse): a guest
+            // with a large MTU cuts when it has learned the path's.
+            ip.df = false;
+        }
+        match ip.proto {
+            IpProtocol::Tcp => self.handle_tcp(slot, parsed, &ip, now),
+            IpProtocol::Udp => self.handle_udp(slot, parsed, &ip, now),
+            IpProtocol::Icmp | IpProtocol::Icmpv6 => {
+                let mut ctx = ctx!(self, now);
+                // The gateway's own: echo to it, neighbour discovery, router solicitation.
+                if let Some(slot) = self.gateway.handle_icmp(&mut ctx, parsed, &ip, slot) {
+                    self.handle_echo(slot, parsed, &ip, now);
+                }
+            }
+            _ => {
+                self.stats.drop(Drop::Unsupported);
+                let mut ctx = ctx!(self, now);
+                icmp::protocol_unreachable(&mut ctx, parsed, &ip, slot.bytes());
+            }
+        }
+    }
+
+    fn handle_tcp(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let Ok(packet) = TcpPacket::new_checked(&slot.bytes()[ip.start..ip.end]) else {
+            return self.stats.drop(Drop::Malformed);
+        };
+        let header = usize::from(packet.header_len());
+        let (src, dst) = (packet.src_port(), packet.dst_port());
+        if src == 0 || dst == 0 {
+            return self.stats.drop(Drop::PortZero);
+        }
+        let Some(segment) = tcp::Segment::parse(&packet, &ip.src, &ip.dst) else {
+            return self.stats.drop(Drop::Malformed);
+        };
+        let key =
+            FlowKey::pair(Proto::Tcp, SocketAddr::new(ip.src, src), SocketAddr::new(ip.dst, dst));
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Nowhere => {
+                if let Some(id) = self.open_tcp(key, &segment, parsed, ip, slot, now) {
+                    self.serve(id, now);
+                }
+                return;
+            }
+        };
+        slot.set_range(slot.offset() + ip.start + header, ip.end - ip.start - header);
+        let mut ctx = ctx!(self, now);
+        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+            flow.handle_segment(&mut ctx, &segment, slot);
+            self.mark(id);
+        }
+    }
+
+    /// A segment for no flow: a SYN opens one, anything else is answered by a RST (RFC 9293 3.5.2).
+    fn open_tcp(
+        &mut self,
+        key: FlowKey,
+        segment: &tcp::Segment,
+        parsed: &Parsed,
+        ip: &Ip,
+        slot: Slot,
+        now: Time,
+    ) -> Option<FlowId> {
+        let mut ctx = ctx!(self, now);
+        if !segment.syn || segment.ack.is_some() || segment.rst {
+            ctx.stats.drop(Drop::NoFlow);
+            tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
+            return None;
+        }
+        // Not the key's address, in which a mapped one (::ffff:0:0/96) looks like an IPv4 one.
+        let dst = SocketAddr::new(ip.dst, key.host().port());
+        let to = match policy::tcp(&self.net, &self.dns, dst) {
+            Verdict::To(to) => to,
+            Verdict::Refuse(why) => {
+                ctx.stats.drop(Drop::Forbidden);
+                icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
+                return None;
+            }
+            Verdict::Drop => {
+                ctx.stats.drop(Drop::Forbidden);
+                return None;
+            }
+        };
+        if self.draining {
+            ctx.stats.drop(Drop::Draining);
+            return None;
+        }
+        if !self.arrival.handed
+            && let Some(worker) = self.seat.as_ref().and_then(Seat::place)
+        {
+            self.arrival.about.placed = true;
+            self.hand_over(worker, slot);
+            return None;
+        }
+        if policy::is_dns(&self.net, &key.host()) {
+            self.dns.note_use(&mut ctx);
+        }
+        self.make_room(now);
+        let mut ctx = ctx!(self, now);
+        let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
+        match self.insert(key, Flow::Tcp(flow)) {
+            Ok(id) => {
+                self.actions.push(Action::TcpConnect { flow: id, to });
+                Some(id)
+            }
+            Err(Refused::Away(worker)) => {
+                self.hand_over(worker, slot);
+                None
+            }
+            Err(Refused::Full) => {
+                let mut ctx = ctx!(self, now);
+                ctx.stats.drop(Drop::FlowTableFull);
+                tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
+                None
+            }
+        }
+    }
+
+    fn handle_udp(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let bytes = &slot.bytes()[ip.start..ip.end];
+        let [s0, s1, d0, d1, l0, l1, ..] = *bytes else {
+            return self.stats.drop(Drop::Malformed);
+        };
+        let (src, dst) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+        let len = usize::from(u16::from_be_bytes([l0, l1]));
+        if len < 8 || len > bytes.len() {
+            return self.stats.drop(Drop::Malformed);
+        }
+        if src == 0 || dst == 0 {
+            return self.stats.drop(Drop::PortZero);
+        }
+        let (guest, to) = (SocketAddr::new(ip.src, src), SocketAddr::new(ip.dst, dst));
+        let segment =
+            if parsed.vnet.gso_type == vnet::GSO_UDP_L4 { parsed.vnet.gso_size } else { 0 };
+        let payload = slot.offset() + ip.start + 8;
+        let mut ctx = ctx!(self, now);
+        if dhcp::is_request(&self.net, &guest, &to) {
+            // One of us keeps the leases.
+            if !self.arrival.handed && self.seat.as_ref().is_some_and(|seat| !seat.is_first()) {
+                return self.hand_over(directory::FIRST, slot);
+            }
+            return self.dhcp.handle(&mut ctx, parsed, &slot.bytes()[ip.start + 8..ip.start + len]);
+        }
+        if ip.src.is_unspecified() {
+            return ctx.stats.drop(Drop::BadSource);
+        }
+        if policy::is_dns(&self.net, &to) {
+            slot.set_range(payload, len - 8);
+            return self.handle_dns(guest, to, slot, parsed.eth_src, now);
+        }
+        let host = match policy::udp(&self.net, to) {
+            Verdict::To(host) => host,
+            Verdict::Refuse(why) => {
+                ctx.stats.drop(Drop::Forbidden);
+                return icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
+            }
+            Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
+        };
+        let key = FlowKey::guest_only(Proto::Udp, guest);
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Nowhere => {
+                if self.draining {
+                    return self.stats.drop(Drop::Draining);
+                }
+                self.make_room(now);
+                let flow = Flow::Udp(UdpFlow::new(parsed.eth_src, &self.peer_room));
+                let id = match self.insert(key, flow) {
+                    Ok(id) => id,
+                    Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
+                    Err(Refused::Full) => return self.stats.drop(Drop::FlowTableFull),
+                };
+                let kind = UdpFlow::kind(&guest);
+                self.actions.push(Action::DgramOpen { flow: id, kind });
+                id
+            }
+        };
+        self.idle.touch(id.index, now);
+        let mut ctx = ctx!(self, now);
+        slot.set_range(payload, len - 8);
+        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
+        if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(id) {
+            let next = flow.handle_datagram(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
+            self.settle(id, next);
+        }
+    }
+
+    fn handle_dns(&mut self, guest: SocketAddr, to: SocketAddr, slot: Slot, mac: Mac, now: Time) {
+        let mut ctx = ctx!(self, now);
+        if self.draining {
+            return ctx.stats.drop(Drop::Draining);
+        }
+        let Some((number, flow)) = self.dns.query(&mut ctx, mac, slot) else {
+            return;
+        };
+        let key = FlowKey::pair(Proto::Dns, guest, SocketAddr::new(to.ip(), number));
+        if self.flows.find(&key).is_some() {
+            self.dns.release();
+            return ctx.stats.drop(Drop::DnsRefused);
+        }
+        self.start_dns(key, flow, now);
+    }
+
+    /// Gives a DNS query a flow, and so a socket.
+    pub(super) fn start_dns(&mut self, key: FlowKey, flow: DnsFlow, now: Time) {
+        self.make_room(now);
+        let mut ctx = ctx!(self, now);
+        let Ok(id) = self.flows.insert(key, Flow::Dns(flow)) else {
+            self.dns.release();
+            return ctx.stats.drop(Drop::FlowTableFull);
+        };
+        if let Some((key, Flow::Dns(flow))) = self.flows.get_mut(id) {
+            let step = flow.start(&mut ctx, &self.dns, id, key);
+            self.settle_dns(id, step, now);
+        }
+    }
+
+    pub(super) fn settle_dns(&mut self, id: FlowId, step: dns::Step, now: Time) {
+        match step {
+            dns::Step::Wait(deadline) => self.settle(id, Next::Live(Some(deadline))),
+            dns::Step::Done => self.settle(id, Next::Close { reset: false }),
+            dns::Step::Move => {
+                let Some((key, flow)) = self.flows.get_mut(id) else {
+                    return;
+                };
+                let key = *key;
+                let Flow::Dns(query) = std::mem::replace(flow, Flow::Closing) else {
+                    return;
+                };
+                self.timers.disarm(id.index);
+                self.unhash(id);
+                self.actions.push(Action::Close { flow: id, reset: false });
+                self.start_dns(key, query, now);
+            }
+        }
+    }
+
+    fn handle_echo(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let mut ctx = ctx!(self, now);
+        let Some(ident) = icmp::echo_ident(ip, &slot.bytes()[ip.start..ip.end]) else {
+            return ctx.stats.drop(Drop::Unsupported);
+        };
+        let to = SocketAddr::new(ip.dst, 0);
+        let host = match policy::udp(&self.net, to) {
+            Verdict::To(host) => host,
+            Verdict::Refuse(why) => {
+                ctx.stats.drop(Drop::Forbidden);
+                return icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
+            }
+            Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
+        };
+        let guest = SocketAddr::new(ip.src, ident);
+        let key = FlowKey::guest_only(Proto::Ping, guest);
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Nowhere => {
+                if self.draining {
+                    return self.stats.drop(Drop::Draining);
+                }
+                self.make_room(now);
+                let flow = Flow::Ping(PingFlow::new(parsed.eth_src, &self.peer_room));
+                let id = match self.insert(key, flow) {
+                    Ok(id) => id,
+                    Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
+                    Err(Refused::Full) => return self.stats.drop(Drop::FlowTableFull),
+                };
+                let kind = PingFlow::kind(&guest);
+                self.actions.push(Action::DgramOpen { flow: id, kind });
+                id
+            }
+        };
+        self.idle.touch(id.index, now);
+        let mut ctx = ctx!(self, now);
+        slot.set_range(slot.offset() + ip.start, ip.end - ip.start);
+        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0 };
+        if let Some((_, Flow::Ping(flow))) = self.flows.get_mut(id) {
+            let next = flow.handle_echo(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
+            self.settle(id, next);
+        }
+    }
+}
