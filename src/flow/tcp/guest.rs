@@ -251,7 +251,6 @@ impl ToGuest {
 
     /// How much to receive now; 0: wait.
     fn room(&self, ctx: &Ctx<'_>, mss: u32, v4: bool) -> u32 {
-        let window = (self.edge.wrapping_sub(self.next) as i32).max(0) as u32;
         let flight = self.next.wrapping_sub(self.una);
         if flight > 0 {
             // Flows share the pools: who already has much waits while they are short.
@@ -260,7 +259,7 @@ impl ToGuest {
                 return 0;
             }
         }
-        let room = window.min(self.quota.saturating_sub(flight));
+        let room = self.credit();
         // The largest payload of one frame: the IPv6 payload length counts no IP header.
         let frame = IP_LEN_MAX as u32 - if v4 { 40 } else { 20 };
         if room >= mss {
@@ -275,10 +274,13 @@ impl ToGuest {
     /// How many frames of `frame` bytes (what [`ToGuest::room`] allows for one) there is room for. One
     /// receive for several is one window update to the peer, and one guest woken once.
     fn frames(&self, frame: u32, mss: u32) -> u32 {
+        if frame < mss { 1 } else { (self.credit() / frame).min(RECV_SLOTS as u32) }
+    }
+
+    /// Bytes that may be written now: what the guest's window and the flow's quota leave.
+    fn credit(&self) -> u32 {
         let window = (self.edge.wrapping_sub(self.next) as i32).max(0) as u32;
-        let flight = self.next.wrapping_sub(self.una);
-        let room = window.min(self.quota.saturating_sub(flight));
-        if frame < mss { 1 } else { (room / frame).min(RECV_SLOTS as u32) }
+        window.min(self.quota.saturating_sub(self.next.wrapping_sub(self.una)))
     }
 
     /// A frame has been written: its bytes wait for the guest's ACK.
