@@ -10,10 +10,11 @@ use super::policy::{self, Verdict};
 use super::{Flow, Home, Refused, Stack, dhcp};
 use crate::arena::Slot;
 use crate::flow::key::{FlowKey, Proto};
+use crate::flow::peers::Room;
 use crate::flow::ping::PingFlow;
 use crate::flow::tcp::{self, TcpFlow};
 use crate::flow::udp::UdpFlow;
-use crate::flow::{Action, Ctx, FlowId, Next, SendOpts, icmp};
+use crate::flow::{Action, Ctx, DgramKind, FlowId, Next, SendOpts, icmp};
 use crate::frame::{Ip, Mac, Parsed, vnet};
 use crate::stats::Drop;
 use crate::time::Time;
@@ -185,35 +186,12 @@ impl Stack {
             slot.set_range(payload, len - 8);
             return self.handle_dns(guest, to, slot, parsed.eth_src, now);
         }
-        let host = match policy::udp(&self.net, to) {
-            Verdict::To(host) => host,
-            Verdict::Refuse(why) => {
-                ctx.stats.drop(Drop::Forbidden);
-                return icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
-            }
-            Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
-        };
+        let Some(host) = self.datagram_host(parsed, ip, &slot, to, now) else { return };
         let key = FlowKey::guest_only(Proto::Udp, guest);
-        let id = match self.home(&key) {
-            Home::Here(id) => id,
-            Home::Away(worker) => return self.hand_over(worker, slot),
-            Home::Nowhere => {
-                if self.draining {
-                    return self.stats.drop(Drop::Draining);
-                }
-                self.make_room(now);
-                let flow = Flow::Udp(UdpFlow::new(parsed.eth_src, &self.peer_room));
-                let id = match self.insert(key, flow) {
-                    Ok(id) => id,
-                    Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
-                    Err(Refused::Full) => return self.stats.drop(Drop::FlowTableFull),
-                };
-                let kind = UdpFlow::kind(&guest);
-                self.actions.push(Action::DgramOpen { flow: id, kind });
-                id
-            }
+        let make = |room: &Room| Flow::Udp(UdpFlow::new(parsed.eth_src, room));
+        let Some((id, mut slot)) = self.mapping(key, UdpFlow::kind(&guest), make, slot, now) else {
+            return;
         };
-        self.idle.touch(id.index, now);
         let mut ctx = ctx!(self, now);
         slot.set_range(payload, len - 8);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
@@ -221,6 +199,69 @@ impl Stack {
             let next = flow.handle_datagram(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
             self.settle(id, next);
         }
+    }
+
+    /// Where policy lets a datagram or an echo request go; otherwise the guest is told, and it is counted.
+    fn datagram_host(
+        &mut self,
+        parsed: &Parsed,
+        ip: &Ip,
+        slot: &Slot,
+        to: SocketAddr,
+        now: Time,
+    ) -> Option<SocketAddr> {
+        let refused = match policy::udp(&self.net, to) {
+            Verdict::To(host) => return Some(host),
+            Verdict::Refuse(why) => Some(why),
+            Verdict::Drop => None,
+        };
+        self.stats.drop(Drop::Forbidden);
+        if let Some(why) = refused {
+            icmp::unreachable(&mut ctx!(self, now), parsed, ip, slot.bytes(), why);
+        }
+        None
+    }
+
+    /// The mapping of a guest's datagram, made where there is none; `None`: it is another worker's, who has
+    /// the frame now, or there may be none, which is counted.
+    fn mapping(
+        &mut self,
+        key: FlowKey,
+        kind: DgramKind,
+        make: impl FnOnce(&Room) -> Flow,
+        slot: Slot,
+        now: Time,
+    ) -> Option<(FlowId, Slot)> {
+        let id = match self.home(&key) {
+            Home::Here(id) => id,
+            Home::Away(worker) => {
+                self.hand_over(worker, slot);
+                return None;
+            }
+            Home::Nowhere => {
+                if self.draining {
+                    self.stats.drop(Drop::Draining);
+                    return None;
+                }
+                self.make_room(now);
+                let flow = make(&self.peer_room);
+                let id = match self.insert(key, flow) {
+                    Ok(id) => id,
+                    Err(Refused::Away(worker)) => {
+                        self.hand_over(worker, slot);
+                        return None;
+                    }
+                    Err(Refused::Full) => {
+                        self.stats.drop(Drop::FlowTableFull);
+                        return None;
+                    }
+                };
+                self.actions.push(Action::DgramOpen { flow: id, kind });
+                id
+            }
+        };
+        self.idle.touch(id.index, now);
+        Some((id, slot))
     }
 
     fn handle_dns(&mut self, guest: SocketAddr, to: SocketAddr, slot: Slot, mac: Mac, now: Time) {
@@ -273,42 +314,20 @@ impl Stack {
         }
     }
 
-    fn handle_echo(&mut self, mut slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
-        let mut ctx = ctx!(self, now);
+    fn handle_echo(&mut self, slot: Slot, parsed: &Parsed, ip: &Ip, now: Time) {
+        let ctx = ctx!(self, now);
         let Some(ident) = icmp::echo_ident(ip, &slot.bytes()[ip.start..ip.end]) else {
             return ctx.stats.drop(Drop::Unsupported);
         };
         let to = SocketAddr::new(ip.dst, 0);
-        let host = match policy::udp(&self.net, to) {
-            Verdict::To(host) => host,
-            Verdict::Refuse(why) => {
-                ctx.stats.drop(Drop::Forbidden);
-                return icmp::unreachable(&mut ctx, parsed, ip, slot.bytes(), why);
-            }
-            Verdict::Drop => return ctx.stats.drop(Drop::Forbidden),
-        };
+        let Some(host) = self.datagram_host(parsed, ip, &slot, to, now) else { return };
         let guest = SocketAddr::new(ip.src, ident);
         let key = FlowKey::guest_only(Proto::Ping, guest);
-        let id = match self.home(&key) {
-            Home::Here(id) => id,
-            Home::Away(worker) => return self.hand_over(worker, slot),
-            Home::Nowhere => {
-                if self.draining {
-                    return self.stats.drop(Drop::Draining);
-                }
-                self.make_room(now);
-                let flow = Flow::Ping(PingFlow::new(parsed.eth_src, &self.peer_room));
-                let id = match self.insert(key, flow) {
-                    Ok(id) => id,
-                    Err(Refused::Away(worker)) => return self.hand_over(worker, slot),
-                    Err(Refused::Full) => return self.stats.drop(Drop::FlowTableFull),
-                };
-                let kind = PingFlow::kind(&guest);
-                self.actions.push(Action::DgramOpen { flow: id, kind });
-                id
-            }
+        let make = |room: &Room| Flow::Ping(PingFlow::new(parsed.eth_src, room));
+        let Some((id, mut slot)) = self.mapping(key, PingFlow::kind(&guest), make, slot, now)
+        else {
+            return;
         };
-        self.idle.touch(id.index, now);
         let mut ctx = ctx!(self, now);
         slot.set_range(slot.offset() + ip.start, ip.end - ip.start);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0 };
