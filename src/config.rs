@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -34,7 +35,45 @@ pub struct Config {
     pub log_level: tracing::Level,
     /// `run`: the resolv.conf of the guest is ours. Off with `--disable-dns`.
     pub write_resolv_conf: bool,
+    /// Ports forwarded from the start.
+    pub forwards: Vec<Forward>,
+    /// Mount namespace, capabilities, `no_new_privs`, core dumps: see `boot::sandbox`. On unless refused in the native
+    /// commands, `--enable-sandbox` in slirp4netns.
+    pub sandbox: bool,
+    /// System calls and operations of the rings by allow-list, no new rings. On unless refused in the native commands,
+    /// `--enable-seccomp` in slirp4netns.
+    pub seccomp: bool,
 }
+
+/// Ports of the host that lead into the guest: one, or as many as the range has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Address of the host that is listened on; unspecified: all of its family. The guest's address is of the same.
+    pub host_addr: IpAddr,
+    /// Interface of the host that is listened on alone (`SO_BINDTODEVICE`).
+    pub interface: Option<String>,
+    /// Ports of the host, 1 and up.
+    pub host_ports: RangeInclusive<u16>,
+    /// Address in the guest; `None`: the guest's own of the family of `host_addr`.
+    pub guest_addr: Option<IpAddr>,
+    /// Port in the guest of the first of `host_ports`; the others follow it. The last is 65535 at most.
+    pub guest_port: u16,
+}
+
+/// What a port belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+/// A forward's number, as the API tells it: from 1, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ForwardId(pub u64);
 
 /// Workers when none were asked for: one for each core that this process may use, and that its control group
 /// gives it time for.

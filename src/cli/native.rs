@@ -331,6 +331,9 @@ impl Typed {
             pid_file: self.pid_file,
             log_level: self.log_level.unwrap_or_else(|| level(verb, self.verbosity)),
             write_resolv_conf: self.dns,
+            forwards: Vec::new(),
+            sandbox: true,
+            seccomp: true,
         })
     }
 

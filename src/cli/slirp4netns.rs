@@ -313,6 +313,9 @@ impl Typed {
             pid_file: None,
             log_level: Level::WARN,
             write_resolv_conf: false,
+            forwards: Vec::new(),
+            sandbox: self.enable_sandbox,
+            seccomp: self.enable_seccomp,
         })
     }
 

@@ -32,6 +32,7 @@
 mod cmsg;
 mod complete;
 mod dgram;
+mod forward;
 mod ring;
 mod run;
 mod sock;
@@ -41,7 +42,7 @@ mod token;
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -50,9 +51,10 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use crate::arena::{Pools, Slot};
-use crate::config::NetConfig;
+use crate::config::{ForwardId, NetConfig, Transport};
 use crate::flow::FlowId;
 use crate::flow::table::Table;
 use crate::flow::timers::Timers;
@@ -87,10 +89,27 @@ pub enum Request {
     Resolvers(Vec<IpAddr>),
     /// No new flows; say [`Notice::Drained`] when nothing is left on its way to the host.
     Drain,
+    /// Carry a port into the guest.
+    Forward(ForwardedPort),
+    /// Close every socket of a forward. Conversations of TCP go on. The sender is used, or dropped, when the ports are free.
+    Unforward(ForwardId, oneshot::Sender<()>),
     /// A copy of the counters.
     Stats(mpsc::Sender<Stats>),
     /// End at once.
     Stop,
+}
+
+/// One port of the host that leads into the guest.
+#[derive(Debug)]
+pub struct ForwardedPort {
+    /// The forward it belongs to; one with a range has several.
+    pub id: ForwardId,
+    /// TCP: `socket` listens, and each connection becomes one to `guest`. UDP: it is bound, and what comes goes to `guest`.
+    pub transport: Transport,
+    /// Non-blocking, bound, closed on exec.
+    pub socket: OwnedFd,
+    /// Where in the guest.
+    pub guest: SocketAddr,
 }
 
 /// What a worker tells control.
@@ -436,6 +455,11 @@ impl Worker {
                     self.stack.drain();
                     self.draining = true;
                 }
+                Request::Forward(port) => match port.transport {
+                    Transport::Tcp => self.listen(port),
+                    Transport::Udp => self.bind(port),
+                },
+                Request::Unforward(id, done) => self.unforward(id, done),
                 Request::Stats(reply) => drop(reply.send(self.stack.stats())),
                 Request::Stop => self.stopped = true,
             }
