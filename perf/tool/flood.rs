@@ -5,14 +5,15 @@
 //! how many. Datagrams of a run have one size, so that bytes count them, however the kernel has joined
 //! them (UDP_GRO).
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use super::PORT;
@@ -38,6 +39,9 @@ const GREETING: usize = 8;
 const SEGMENTS_MOST: usize = 64;
 /// Payload of the largest IPv4 datagram.
 const PAYLOAD_MOST: usize = 65507;
+
+/// Sends of one system call at most.
+const BATCH_MOST: usize = 32;
 
 /// A socket and what came through it.
 struct End {
@@ -103,6 +107,7 @@ impl End {
     fn send(&self, to: SocketAddr, rate: f64, time: Duration) -> Res<u64> {
         let per_call = if self.gso { SEGMENTS_MOST.min(PAYLOAD_MOST / self.size) } else { 1 };
         let bytes = vec![0; per_call * self.size];
+        let mut batch = Batch::new(&bytes, to);
         let (mut turn, mut sent) = (0.0, 0);
         let begin = proc::now();
         loop {
@@ -117,13 +122,38 @@ impl End {
             }
             // After a pause of its own the sender makes up for no more than 5 ms: the rest would be a
             // burst that nobody asked for.
-            turn = f64::max(turn, due - rate * 0.005) + per_call as f64;
-            match self.socket.send_to(&bytes, to) {
-                Ok(_) => sent += per_call as u64,
+            turn = f64::max(turn, due - rate * 0.005);
+            let calls = (((due - turn) / per_call as f64).ceil() as usize).clamp(1, BATCH_MOST);
+            turn += (calls * per_call) as f64;
+            match batch.send(&self.socket, calls) {
+                Ok(taken) => sent += (taken * per_call) as u64,
                 Err(e) if refused(&e) => {}
                 Err(e) => return Err(format!("send: {e}")),
             }
         }
+    }
+}
+
+/// One thing to send, again and again, in batches: a call for each would make the tool the limit.
+struct Batch<'a> {
+    headers: MultiHeaders<SockaddrStorage>,
+    message: [IoSlice<'a>; 1],
+    to: Option<SockaddrStorage>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(bytes: &'a [u8], to: SocketAddr) -> Self {
+        let headers = MultiHeaders::preallocate(BATCH_MOST, None);
+        Self { headers, message: [IoSlice::new(bytes)], to: Some(to.into()) }
+    }
+
+    /// Offers it so many times; gives how often it was taken.
+    fn send(&mut self, socket: &UdpSocket, times: usize) -> std::io::Result<usize> {
+        let messages = vec![&self.message; times];
+        let to = vec![self.to; times];
+        let flags = MsgFlags::empty();
+        let sent = sendmmsg(socket.as_raw_fd(), &mut self.headers, messages, to, [], flags)?;
+        Ok(sent.count())
     }
 }
 
