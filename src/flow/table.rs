@@ -185,11 +185,6 @@ impl<F> Table<F> {
         Some(flow)
     }
 
-    /// At most this many flows from now on; those beyond live on.
-    pub fn limit(&mut self, max: u32) {
-        self.max = max;
-    }
-
     /// The bound.
     pub fn max(&self) -> u32 {
         self.max

@@ -7,19 +7,16 @@
 
 use super::Stack;
 use crate::flow::{Errno, Next};
-use crate::limits::{EVICT_AHEAD, EVICT_BATCH, EVICT_IDLE, FLOWS_MAX};
+use crate::limits::{EVICT_AHEAD, EVICT_BATCH, EVICT_IDLE};
 use crate::time::Time;
 
 impl Stack {
-    /// At most this many flows: each holds a descriptor, and the process may have fewer than the table places.
-    pub fn limit_flows(&mut self, max: u32) {
-        self.flows.limit(max.min(FLOWS_MAX));
-    }
-
     /// Before a new flow: a guest with many idle mappings must not lock itself out for minutes. A place is
     /// free only when its socket is closed, so room is made ahead.
     pub(super) fn make_room(&mut self, now: Time) {
-        if self.flows.room() <= EVICT_AHEAD.min(self.flows.max() / 8) {
+        let room = self.flows.room().min(self.share.room());
+        let max = self.flows.max().min(self.share.max());
+        if room <= EVICT_AHEAD.min(max / 8) {
             self.evict(now);
         }
     }
@@ -55,6 +52,7 @@ mod tests {
     use crate::frame::Pair;
     use crate::frame::build::{self, Out};
     use crate::limits::HEADROOM;
+    use crate::stack::descriptors::{Descriptors, Share};
     use crate::stats::Drop;
     use crate::time::Millis;
 
@@ -71,7 +69,7 @@ mod tests {
         fn new(flows: u32) -> Self {
             let pools = Pools::new().unwrap();
             let mut stack = Stack::new(NetConfig::native(), pools, [1, 2], Time(0));
-            stack.limit_flows(flows);
+            stack.limit(Share::new(Descriptors::new(flows, 1)));
             Self { stack, now: Time(1000), open: 0 }
         }
 

@@ -283,11 +283,11 @@ impl Stack {
     /// Gives a DNS query a flow, and so a socket.
     pub(super) fn start_dns(&mut self, key: FlowKey, flow: DnsFlow, now: Time) {
         self.make_room(now);
-        let mut ctx = ctx!(self, now);
-        let Ok(id) = self.flows.insert(key, Flow::Dns(flow)) else {
+        let Ok(id) = self.place(key, Flow::Dns(flow)) else {
             self.dns.release();
-            return ctx.stats.drop(Drop::FlowTableFull);
+            return self.stats.drop(Drop::FlowTableFull);
         };
+        let mut ctx = ctx!(self, now);
         if let Some((key, Flow::Dns(flow))) = self.flows.get_mut(id) {
             let step = flow.start(&mut ctx, &self.dns, id, key);
             self.settle_dns(id, step, now);

@@ -23,6 +23,7 @@ macro_rules! ctx {
     };
 }
 
+pub mod descriptors;
 pub mod dhcp;
 pub mod directory;
 pub mod dns;
@@ -44,7 +45,7 @@ use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
 use crate::flow::peers::Room;
 use crate::flow::ping::PingFlow;
-use crate::flow::table::Table;
+use crate::flow::table::{Full, Table};
 use crate::flow::tcp::TcpFlow;
 use crate::flow::timers::Timers;
 use crate::flow::udp::UdpFlow;
@@ -53,6 +54,7 @@ use crate::frame::{self, L3, Mac, Malformed};
 use crate::limits::{ACK_DELAY, FLOWS_MAX};
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
+use descriptors::{Descriptors, Share};
 use directory::Seat;
 use dns::DnsFlow;
 
@@ -104,6 +106,8 @@ pub struct Stack {
     draining: bool,
     /// Our place among several workers.
     seat: Option<Seat>,
+    /// Of the descriptors that flows may hold.
+    share: Share,
     /// How the frame in hand has come.
     arrival: Arrival,
 }
@@ -154,6 +158,7 @@ impl Stack {
             secret,
             draining: false,
             seat: None,
+            share: Share::new(Descriptors::new(FLOWS_MAX, 1)),
             arrival: Arrival::default(),
         }
     }
@@ -165,6 +170,11 @@ impl Stack {
             self.gateway.be_silent();
         }
         self.seat = Some(seat);
+    }
+
+    /// Flows hold descriptors of this share from now on; to be called before the first frame.
+    pub fn limit(&mut self, share: Share) {
+        self.share = share;
     }
 
     /// Takes a frame from the guest.
@@ -224,12 +234,20 @@ impl Stack {
         if let Some(seat) = &self.seat {
             seat.claim(&key).map_err(Refused::Away)?;
         }
-        self.flows.insert(key, flow).map_err(|_| {
+        self.place(key, flow).map_err(|_| {
             if let Some(seat) = &self.seat {
                 seat.release(&key);
             }
             Refused::Full
         })
+    }
+
+    /// Gives a flow its place and its descriptor, which it has until the worker says that its socket is closed.
+    fn place(&mut self, key: FlowKey, flow: Flow) -> Result<FlowId, Full> {
+        if !self.share.take() {
+            return Err(Full);
+        }
+        self.flows.insert(key, flow).inspect_err(|_| self.share.give())
     }
 
     /// Takes a flow's key away from it.
@@ -283,6 +301,7 @@ impl Stack {
                 if matches!(self.flows.get(flow), Some((_, Flow::Closing))) {
                     self.timers.disarm(flow.index);
                     self.flows.remove(flow);
+                    self.share.give();
                 }
             }
         }

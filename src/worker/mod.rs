@@ -49,7 +49,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
@@ -59,9 +58,10 @@ use crate::flow::FlowId;
 use crate::flow::table::Table;
 use crate::flow::timers::Timers;
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_MAX, DESCRIPTORS_OWN, DGRAM_SLOTS, FLOWS_MAX, HAND_OVER_TURN, HEADROOM,
-    HOST_SLOTS, SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
+    BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES,
+    SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
+use crate::stack::descriptors::Share;
 use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
@@ -291,11 +291,6 @@ impl Worker {
         let ip_id = random()? as u32;
         let mut stack = Stack::new(net.clone(), pools.clone(), secret, Time(0));
         stack.set_resolvers(resolvers);
-        // Of the whole process: what the others hold is learned when there is no descriptor left.
-        if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
-            let flows = soft.saturating_sub(DESCRIPTORS_OWN).clamp(1, u64::from(FLOWS_MAX));
-            stack.limit_flows(flows as u32);
-        }
         // A TAP without virtio header reads behind an empty one, so that the core sees one form.
         let frame_at = if tap.vnet { 0 } else { VNET_LEN };
         let mut worker = Self {
@@ -340,6 +335,7 @@ impl Worker {
         if let Some(seat) = team.seat(me) {
             self.stack.share(seat);
         }
+        self.stack.limit(Share::new(team.descriptors().clone()));
         team.set_ring(me, self.ring.fd());
         // What was posted while there was no bell.
         self.posted = true;

@@ -1,4 +1,4 @@
-//! What the workers of one guest have in common: the directory of flows, and an inbox each for frames that came by
+//! What the workers of one guest have in common: the directory of flows, the descriptors that they may hold, and an inbox each for frames that came by
 //! another's queue.
 //!
 //! A frame is handed over by copying it: a slot belongs to one thread. An inbox is a run of bytes, which its owner
@@ -10,8 +10,11 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::flow::Handed;
-use crate::limits::{HAND_OVER_BYTES, HAND_OVER_FRAMES, SLOT_BYTES};
+use crate::limits::{DESCRIPTORS_OWN, FLOWS_MAX, HAND_OVER_BYTES, HAND_OVER_FRAMES, SLOT_BYTES};
+use crate::stack::descriptors::Descriptors;
 use crate::stack::directory::{Directory, Seat};
 
 /// The workers of one guest.
@@ -19,6 +22,7 @@ use crate::stack::directory::{Directory, Seat};
 pub struct Team {
     /// `None` for one worker alone: it owns everything.
     directory: Option<Arc<Directory>>,
+    descriptors: Arc<Descriptors>,
     inboxes: Vec<Inbox>,
 }
 
@@ -52,6 +56,7 @@ impl Team {
         };
         Arc::new(Self {
             directory: (workers > 1).then(|| Directory::new(workers, secret)),
+            descriptors: Descriptors::new(descriptors_max(workers), workers),
             inboxes: (0..workers).map(inbox).collect(),
         })
     }
@@ -64,6 +69,11 @@ impl Team {
     /// Whether nobody is in it.
     pub fn is_empty(&self) -> bool {
         self.inboxes.is_empty()
+    }
+
+    /// What flows, and the sockets of forwarded ports, take their descriptors from.
+    pub fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
     }
 
     /// A member's place in the directory.
@@ -108,6 +118,13 @@ impl Team {
         inbox.rung.store(false, Ordering::Release);
         std::mem::swap(&mut *inbox.frames.lock().unwrap_or_else(PoisonError::into_inner), empty);
     }
+}
+
+/// Descriptors that so many workers may hold together: the process's limit, less what it needs otherwise.
+fn descriptors_max(workers: usize) -> u32 {
+    let places = workers as u64 * u64::from(FLOWS_MAX);
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    soft.saturating_sub(DESCRIPTORS_OWN).clamp(1, places.max(1)) as u32
 }
 
 /// Frames, one after the other, each behind its length.

@@ -2,11 +2,15 @@
 
 use std::collections::HashSet;
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
+
+use ringtap::limits::DESCRIPTORS_OWN;
 
 use crate::harness::cmd::{PATIENCE, Proc};
 use crate::harness::stream::{self, pair};
-use crate::harness::{Bed, Family, Guest, With, need, not_slirp};
+use crate::harness::sys::Step;
+use crate::harness::{Bed, Family, Guest, With, eventually, need, not_slirp, pipe};
 
 /// The kernel forgets where a flow's frames are wanted 3 s after our last write.
 const FORGOTTEN: Duration = Duration::from_millis(3600);
@@ -158,6 +162,46 @@ fn a_tap_with_queues_is_shared_with_nobody() {
     let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
     stream::send_all(&inside, 1, 1_000_000);
     stream::expect_all(&outside, 1, 1_000_000);
+}
+
+/// Each flow holds a descriptor, and the limit is that of all workers.
+#[test]
+fn workers_share_the_limit_on_descriptors() {
+    need!();
+    not_slirp!("has one thread");
+    let bed = Bed::new();
+    let guest = bed.guest();
+    let limit = 120;
+    let may = limit as usize - DESCRIPTORS_OWN as usize;
+    let (mut ready, theirs) = pipe();
+    let line =
+        format!("attach --ready-fd {} --workers 2 {}", theirs.as_raw_fd(), guest.holder.pid());
+    let mut proc = bed.ringtap(&line).step(Step::Descriptors(limit)).keep(&theirs).start();
+    drop(theirs);
+    ready.expect_byte(&mut proc);
+    let held = || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", proc.pid())).expect("its descriptors");
+        fds.count()
+    };
+    let before = held();
+    let peer = bed.remote.udp(Family::V4.remote());
+    let to = peer.local_addr().expect("an address");
+    // Far more than there may be, by both queues.
+    let clients: Vec<_> = (0..500).map(|_| guest.ns.udp(guest.addr(Family::V4))).collect();
+    let mut most = 0;
+    for client in &clients {
+        client.send_to(b"x", to).expect("send");
+        most = most.max(held());
+    }
+    let heard = || peer.recv_from(&mut [0; 8]).is_ok();
+    assert_eq!((0..may).filter(|_| heard()).count(), may, "as many as there may be");
+    most = most.max(held());
+    assert!(most > before && most <= before + may, "{before} descriptors, then {most}");
+    // None of them was used lately: they make room.
+    eventually("a new conversation", || {
+        let listener = bed.remote.listen(Family::V4.remote());
+        guest.ns.connect(listener.local_addr().expect("an address")).is_ok()
+    });
 }
 
 #[test]

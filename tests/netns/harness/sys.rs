@@ -18,6 +18,8 @@ pub(crate) enum Step {
     Become(u32),
     /// Lets the program inherit a descriptor under its own number.
     Keep(RawFd),
+    /// May hold this many descriptors.
+    Descriptors(u64),
     /// Starts a session with the terminal behind this descriptor, which becomes stdin, stdout and
     /// stderr.
     Terminal(RawFd),
@@ -58,6 +60,10 @@ fn take(step: Step, filter: &[libc::sock_filter]) -> io::Result<()> {
                 check(libc::setresuid(id, id, id))
             }
             Step::Keep(fd) => check(libc::fcntl(fd, libc::F_SETFD, 0)),
+            Step::Descriptors(n) => {
+                let limit = libc::rlimit { rlim_cur: n, rlim_max: n };
+                check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))
+            }
             Step::Terminal(fd) => {
                 check(libc::setsid())?;
                 check(libc::ioctl(fd, libc::TIOCSCTTY, 0))?;
