@@ -75,6 +75,53 @@ pub enum Transport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ForwardId(pub u64);
 
+/// What is asked of a program that runs, by its API socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortRequest {
+    /// Forward these ports, too.
+    Add(Forward),
+    /// Tell all forwards.
+    List,
+    /// End this one.
+    Remove(ForwardId),
+}
+
+/// `ringtap port ...`: a request and whom to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortCommand {
+    /// Path of the API socket.
+    pub api: PathBuf,
+    /// What to ask.
+    pub request: PortRequest,
+}
+
+impl Forward {
+    /// How many ports it has.
+    pub fn len(&self) -> usize {
+        self.host_ports.len()
+    }
+
+    /// Whether it has no port at all, which is a mistake.
+    pub fn is_empty(&self) -> bool {
+        self.host_ports.is_empty()
+    }
+
+    /// The last port in the guest; `None`: it would be beyond 65535.
+    pub fn guest_port_end(&self) -> Option<u16> {
+        self.guest_port.checked_add(self.host_ports.end().checked_sub(*self.host_ports.start())?)
+    }
+}
+
+impl Transport {
+    /// Its name in command lines and in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// Workers when none were asked for: one for each core that this process may use, and that its control group
 /// gives it time for.
 pub fn default_workers() -> usize {

@@ -58,6 +58,17 @@ pub const FLOWS_MAX: u32 = 1 << 16;
 /// Descriptors that the process needs beside one for each flow: rings, TAP, logs, resolvers.
 pub const DESCRIPTORS_OWN: u64 = 64;
 
+/// Connections that wait on a forwarded TCP port for being accepted, at most; the kernel takes `net.core.somaxconn`
+/// where that is less.
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// Clients of the API socket served at a time; more wait in the kernel's queue.
+pub const API_CLIENTS_MAX: usize = 128;
+/// A client of the API socket has this long to send its request, and as long to take the answer; a removed forward's
+/// ports have as long to become free.
+pub const API_PATIENCE: Millis = Millis::secs(5);
+/// Bytes of one request at which it is refused, as in slirp4netns.
+pub const API_REQUEST_MAX: usize = 4096;
+
 /// Entries of the submission queue of a worker's ring.
 pub const SQ_ENTRIES: u32 = 1024;
 /// Entries of the completion queue: more than all buffers and a burst of one-shot operations, since

@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! The main thread starts the workers, one for each queue of the TAP, says that the network is ready in the order that callers rely on (the
-//! API socket listens, then the ready byte, then the descriptor closes), and waits. The program ends by
+//! The main thread starts the workers, one for each queue of the TAP, says that the network is ready in the order that callers rely on (forwarded ports
+//! and the API socket listen, then the ready byte, then the descriptor closes), and waits. The program ends by
 //! the first of: a signal, the exit descriptor, the end of the guest (its process, its path, the command of `run`),
 //! the end of a worker. It then stops the workers, leaves the TAP and the file system as they were, ends the
 //! guest's processes where they are its own, and exits with the code that the personality gives.
@@ -11,6 +11,7 @@
 //! It runs on `tokio-uring`, and where io_uring is blocked for it on plain tokio: nothing here needs more.
 
 pub mod api;
+pub mod forwards;
 pub mod resolv;
 pub mod watch;
 
@@ -195,10 +196,17 @@ async fn watch(
     let Inherited { ready, exit } = inherited;
     let mut signals = watch::Signals::listen(!matches!(life, Life::Command(_)))
         .context(|| "listen for signals")?;
+    let mut forwards = forwards::Forwards::new(workers.handles, &config.net);
+    for forward in &config.forwards {
+        forwards
+            .add(forward.clone())
+            .map_err(|refused| Failure::new(format!("--publish: {}", refused.line)))?;
+    }
+    let replace = config.personality == Personality::Slirp4netns;
     let api = match &config.api_socket {
-        Some(path) => {
-            Some(api::Api::bind(path).context(|| format!("API socket {}", path.display()))?)
-        }
+        Some(path) => Some(
+            api::Api::bind(path, replace).context(|| format!("API socket {}", path.display()))?,
+        ),
         None => None,
     };
     if let Some(path) = &config.pid_file {
@@ -214,7 +222,7 @@ async fn watch(
     }
     let serve_api = async {
         match &api {
-            Some(api) => api.serve().await,
+            Some(api) => api.serve(&mut forwards).await,
             None => std::future::pending().await,
         }
     };

@@ -1,0 +1,285 @@
+//! The registry of port forwards: which ports of the host lead into the guest. The sockets are made here, so that what
+//! stands in the way is known at once, and carried by workers.
+//!
+//! A forward is one port or a range, and all of it or nothing: every socket is bound before the first one is given to a
+//! worker. Whether two forwards are in each other's way is for the kernel to say; here it is only put into words.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+use socket2::{Domain, Socket, Type};
+use tokio::sync::oneshot;
+
+use crate::config::{Forward, ForwardId, NetConfig, Transport};
+use crate::limits::{API_PATIENCE, DESCRIPTORS_OWN, LISTEN_BACKLOG};
+use crate::worker::{ForwardedPort, Handle, Request};
+
+/// Who carries ports: the workers.
+pub trait Carriers {
+    /// How many there are.
+    fn count(&self) -> usize;
+    /// Asks one of them.
+    fn request(&self, which: usize, request: Request);
+}
+
+impl Carriers for [Handle] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn request(&self, which: usize, request: Request) {
+        if let Some(handle) = self.get(which) {
+            handle.request(request);
+        }
+    }
+}
+
+/// All forwards of this process.
+#[derive(Debug)]
+pub struct Forwards<'a, C: ?Sized = [Handle]> {
+    carriers: &'a C,
+    net: &'a NetConfig,
+    /// Open files that the process may have.
+    descriptors: u64,
+    /// As they were asked for, with the guest's address filled in.
+    rules: BTreeMap<ForwardId, Forward>,
+    /// Ports of all rules.
+    ports: u64,
+    last_id: u64,
+    /// Who gets the next port.
+    turn: usize,
+}
+
+/// Why a forward was not added. Nothing of it is left.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The argument that is wrong by itself, under its name in the API; `None`: the host would not have it.
+    pub argument: Option<&'static str>,
+    /// One line: what, why, and the remedy.
+    pub line: String,
+}
+
+impl<'a, C: Carriers + ?Sized> Forwards<'a, C> {
+    /// None yet. The limit on open files is taken as it is now.
+    pub fn new(carriers: &'a C, net: &'a NetConfig) -> Self {
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        Self { carriers, net, descriptors, rules: BTreeMap::new(), ports: 0, last_id: 0, turn: 0 }
+    }
+
+    /// Binds all ports of a forward, and from now on they lead into the guest.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the first port that cannot be had, and why.
+    pub fn add(&mut self, mut forward: Forward) -> Result<ForwardId, Refused> {
+        let guest_addr = guest_addr(&forward, self.net)?;
+        forward.guest_addr = Some(guest_addr);
+        let ports = forward.len() as u64;
+        if forward.guest_port_end().is_none() || *forward.host_ports.start() == 0 || ports == 0 {
+            return wrong("guest_port", "ports must be from 1 to 65535".into());
+        }
+        let needed = DESCRIPTORS_OWN + self.ports + ports;
+        if needed > self.descriptors {
+            return Err(self.too_many(ports));
+        }
+        let mut sockets = Vec::with_capacity(forward.len());
+        for port in forward.host_ports.clone() {
+            let made = socket(&forward, port).map_err(|e| self.explain(&forward, port, &e))?;
+            sockets.push(made);
+        }
+        // Nothing fails from here on.
+        self.last_id += 1;
+        let id = ForwardId(self.last_id);
+        for (nth, socket) in (0..).zip(sockets) {
+            let guest = SocketAddr::new(guest_addr, forward.guest_port + nth);
+            let port = ForwardedPort { id, transport: forward.transport, socket, guest };
+            self.carriers.request(self.turn, Request::Forward(port));
+            self.turn = (self.turn + 1) % self.carriers.count().max(1);
+        }
+        self.ports += ports;
+        self.rules.insert(id, forward);
+        Ok(id)
+    }
+
+    /// All forwards, oldest first. Each has its guest address.
+    pub fn list(&self) -> impl Iterator<Item = (ForwardId, &Forward)> {
+        self.rules.iter().map(|(id, forward)| (*id, forward))
+    }
+
+    /// Ends a forward; `None`: there is none of this number. What comes of it tells when its ports are free.
+    pub fn remove(&mut self, id: ForwardId) -> Option<Leaving> {
+        let forward = self.rules.remove(&id)?;
+        self.ports -= forward.len() as u64;
+        let ask = |which| {
+            let (done, heard) = oneshot::channel();
+            self.carriers.request(which, Request::Unforward(id, done));
+            heard
+        };
+        Some(Leaving((0..self.carriers.count()).map(ask).collect()))
+    }
+
+    fn too_many(&self, ports: u64) -> Refused {
+        let (limit, held) = (self.descriptors, self.ports);
+        let needed = DESCRIPTORS_OWN + held + ports;
+        let line = format!(
+            "{ports} more {} with {held} forwarded already and {DESCRIPTORS_OWN} kept for the rest: {needed} open files, \
+             and the limit is {limit}; raise it (ulimit -Hn, LimitNOFILE= of systemd)",
+            if ports == 1 { "port" } else { "ports" },
+        );
+        Refused { argument: None, line }
+    }
+
+    /// Says which port cannot be had, and why.
+    fn explain(&self, forward: &Forward, port: u16, error: &io::Error) -> Refused {
+        let Forward { transport, host_addr, interface, .. } = forward;
+        let what = error.raw_os_error().map(Errno::from_raw);
+        let why = what.map_or_else(|| error.to_string(), |e| e.desc().to_owned());
+        let remedy = match what {
+            Some(Errno::EMFILE | Errno::ENFILE) => return self.too_many(forward.len() as u64),
+            Some(Errno::EACCES) => format!(
+                "; lower the sysctl net.ipv4.ip_unprivileged_port_start to {port}, or choose a higher port"
+            ),
+            Some(Errno::EADDRINUSE) => match self.holder(forward, port) {
+                Some(ForwardId(id)) => {
+                    format!(" by forward {id}; remove it or choose another port")
+                }
+                None => " by another program; choose another port or address".to_owned(),
+            },
+            Some(Errno::EADDRNOTAVAIL) => {
+                "; no interface of this host has it, see `ip address`".to_owned()
+            }
+            Some(Errno::ENODEV) => "; see `ip link` for the interfaces of this host".to_owned(),
+            _ => String::new(),
+        };
+        let name = transport.name().to_uppercase();
+        let on = interface.as_deref().map(|i| format!(" on {i}")).unwrap_or_default();
+        Refused {
+            argument: None,
+            line: format!("{name} port {port} of {host_addr}{on}: {why}{remedy}"),
+        }
+    }
+
+    /// Which of ours has a port that was asked for.
+    fn holder(&self, forward: &Forward, port: u16) -> Option<ForwardId> {
+        let meet = |a: IpAddr, b: IpAddr| {
+            a.is_ipv4() == b.is_ipv4() && (a == b || a.is_unspecified() || b.is_unspecified())
+        };
+        self.list()
+            .find(|(_, other)| {
+                other.transport == forward.transport
+                    && other.host_ports.contains(&port)
+                    && meet(other.host_addr, forward.host_addr)
+            })
+            .map(|(id, _)| id)
+    }
+}
+
+/// A forward that has ended; its ports are about to be free.
+#[derive(Debug)]
+pub struct Leaving(Vec<oneshot::Receiver<()>>);
+
+impl Leaving {
+    /// Waits until every worker has closed its sockets: then the ports can be bound anew. False: it takes too long.
+    pub async fn done(self) -> bool {
+        let all = async {
+            for worker in self.0 {
+                // A sender that was dropped says the same: that worker has none of them.
+                let _ = worker.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_millis(API_PATIENCE.0), all).await.is_ok()
+    }
+}
+
+fn wrong<T>(argument: &'static str, line: String) -> Result<T, Refused> {
+    Err(Refused { argument: Some(argument), line })
+}
+
+/// Where in the guest a forward leads.
+fn guest_addr(forward: &Forward, net: &NetConfig) -> Result<IpAddr, Refused> {
+    let Forward { host_addr, interface, guest_addr, .. } = forward;
+    if let IpAddr::V6(v6) = host_addr {
+        if net.v6.is_none() {
+            return wrong(
+                "host_addr",
+                format!(
+                    "{v6}: the guest has no IPv6 (--no-ipv6, or slirp4netns without --enable-ipv6)"
+                ),
+            );
+        }
+        if let Some(v4) = v6.to_ipv4_mapped() {
+            return wrong("host_addr", format!("{v6}: is IPv4 in other words; write {v4}"));
+        }
+        if v6.is_unicast_link_local() && interface.is_none() {
+            return wrong(
+                "host_addr",
+                format!("{v6}: is of one link only; name its interface, too"),
+            );
+        }
+    }
+    let asked = guest_addr.filter(|addr| !addr.is_unspecified());
+    let Some(addr) = asked else {
+        return match (host_addr, net.v6.and_then(|v6| v6.guest)) {
+            (IpAddr::V4(_), _) => Ok(net.v4.guest.into()),
+            (IpAddr::V6(_), Some(guest)) => Ok(guest.into()),
+            (IpAddr::V6(_), None) => wrong(
+                "guest_addr",
+                "the guest makes its IPv6 address by itself here: give it as the guest's address"
+                    .into(),
+            ),
+        };
+    };
+    if addr.is_ipv4() != host_addr.is_ipv4() {
+        return wrong(
+            "guest_addr",
+            format!(
+                "{addr}: is of another family than {host_addr}; both must be IPv4 or both IPv6"
+            ),
+        );
+    }
+    let nobody = match addr {
+        IpAddr::V4(a) => a.is_loopback() || a.is_multicast() || a.is_broadcast(),
+        IpAddr::V6(a) => a.is_loopback() || a.is_multicast(),
+    };
+    if nobody || net.is_gateway(addr) {
+        return wrong(
+            "guest_addr",
+            format!("{addr}: is no address of a guest; leave it out to get the guest's own"),
+        );
+    }
+    Ok(addr)
+}
+
+/// A socket for one port of a forward: bound, and TCP listens.
+fn socket(forward: &Forward, port: u16) -> io::Result<OwnedFd> {
+    let Forward { transport, host_addr, interface, .. } = forward;
+    let domain = if host_addr.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let kind = match transport {
+        Transport::Tcp => Type::STREAM,
+        Transport::Udp => Type::DGRAM,
+    };
+    let socket = Socket::new_raw(domain, kind.nonblocking().cloexec(), None)?;
+    if host_addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if *transport == Transport::Tcp {
+        // Else connections of an earlier forward that wait for their end (TIME_WAIT) would keep the port. With
+        // datagrams it would mean that two may have one port.
+        socket.set_reuse_address(true)?;
+    }
+    if let Some(name) = interface {
+        socket.bind_device(Some(name.as_bytes()))?;
+    }
+    socket.bind(&SocketAddr::new(*host_addr, port).into())?;
+    if *transport == Transport::Tcp {
+        socket.listen(LISTEN_BACKLOG)?;
+    }
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,279 @@
+//! The registry on real sockets of the loopback, with workers that only take notes.
+
+use std::cell::RefCell;
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+
+use super::*;
+
+/// Workers that keep what they are given.
+struct Notes(Vec<RefCell<Vec<ForwardedPort>>>);
+
+impl Notes {
+    fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| RefCell::default()).collect())
+    }
+
+    fn counts(&self) -> Vec<usize> {
+        self.0.iter().map(|w| w.borrow().len()).collect()
+    }
+
+    /// Where each port leads, in the order of the ports.
+    fn guests(&self) -> Vec<SocketAddr> {
+        let all =
+            self.0.iter().flat_map(|w| w.borrow().iter().map(|p| p.guest).collect::<Vec<_>>());
+        let mut all: Vec<_> = all.collect();
+        all.sort();
+        all
+    }
+}
+
+impl Carriers for Notes {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn request(&self, which: usize, request: Request) {
+        let mut ports = self.0[which].borrow_mut();
+        match request {
+            Request::Forward(port) => ports.push(port),
+            Request::Unforward(id, done) => {
+                ports.retain(|port| port.id != id);
+                let _ = done.send(());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A port of the loopback that nobody has, and as many behind it; below those that the kernel hands out by itself.
+fn free(transport: Transport, count: u16) -> u16 {
+    let mut from = 12_000 + (std::process::id() % 8_000) as u16;
+    loop {
+        let taken = (from..from + count).find(|&port| match transport {
+            Transport::Tcp => TcpListener::bind(("127.0.0.1", port)).is_err(),
+            Transport::Udp => UdpSocket::bind(("127.0.0.1", port)).is_err(),
+        });
+        match taken {
+            None => return from,
+            Some(port) => from = port + 1,
+        }
+    }
+}
+
+fn forward(transport: Transport, first: u16, end: u16) -> Forward {
+    Forward {
+        transport,
+        host_addr: [127, 0, 0, 1].into(),
+        interface: None,
+        host_ports: first..=end,
+        guest_addr: None,
+        guest_port: 80,
+    }
+}
+
+fn refused(forwards: &mut Forwards<'_, Notes>, forward: Forward) -> String {
+    let before = forwards.list().count();
+    let refused = forwards.add(forward).unwrap_err();
+    assert_eq!(forwards.list().count(), before);
+    match refused.argument {
+        Some(argument) => format!("{argument}: {}", refused.line),
+        None => refused.line,
+    }
+}
+
+#[tokio::test]
+async fn it_listens_until_it_is_removed_and_numbers_are_not_used_again() {
+    let (notes, net) = (Notes::new(2), NetConfig::native());
+    let mut forwards = Forwards::new(&notes, &net);
+    let port = free(Transport::Tcp, 1);
+    for id in 1..4 {
+        assert_eq!(forwards.add(forward(Transport::Tcp, port, port)).unwrap(), ForwardId(id));
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let rules: Vec<_> = forwards.list().map(|(id, f)| (id, f.guest_addr)).collect();
+        assert_eq!(rules, [(ForwardId(id), Some([10, 0, 2, 100].into()))]);
+        assert!(forwards.remove(ForwardId(id)).unwrap().done().await);
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+        assert!(forwards.remove(ForwardId(id)).is_none());
+    }
+    assert_eq!(forwards.ports, 0);
+}
+
+#[test]
+fn a_range_is_spread_and_its_ports_lead_to_their_own() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let (notes, net) = (Notes::new(3), NetConfig::native());
+        let mut forwards = Forwards::new(&notes, &net);
+        let first = free(transport, 10);
+        forwards.add(forward(transport, first, first + 9)).unwrap();
+        assert_eq!(notes.counts(), [4, 3, 3]);
+        let guests: Vec<_> = (80..90).map(|p| SocketAddr::from(([10, 0, 2, 100], p))).collect();
+        assert_eq!(notes.guests(), guests);
+    }
+}
+
+#[test]
+fn a_range_with_a_port_that_is_taken_leaves_nothing() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let (notes, net) = (Notes::new(2), NetConfig::native());
+        let mut forwards = Forwards::new(&notes, &net);
+        let first = free(transport, 5);
+        let own = forwards.add(forward(transport, first + 3, first + 3)).unwrap();
+        let name = transport.name().to_uppercase();
+        assert_eq!(
+            refused(&mut forwards, forward(transport, first, first + 4)),
+            format!(
+                "{name} port {} of 127.0.0.1: Address already in use by forward 1; remove it or choose another port",
+                first + 3
+            )
+        );
+        assert_eq!(notes.counts().iter().sum::<usize>(), 1);
+        // The ports before it are free again.
+        forwards.add(forward(transport, first, first + 2)).unwrap();
+        assert!(forwards.remove(own).is_some());
+        forwards.add(forward(transport, first + 3, first + 4)).unwrap();
+    }
+}
+
+#[test]
+fn a_port_of_another_program() {
+    let (notes, net) = (Notes::new(1), NetConfig::native());
+    let mut forwards = Forwards::new(&notes, &net);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    assert_eq!(
+        refused(&mut forwards, forward(Transport::Tcp, port, port)),
+        format!(
+            "TCP port {port} of 127.0.0.1: Address already in use by another program; choose another port or address"
+        )
+    );
+    let mut elsewhere = forward(Transport::Udp, 8080, 8080);
+    elsewhere.host_addr = [192, 0, 2, 1].into();
+    assert_eq!(
+        refused(&mut forwards, elsewhere.clone()),
+        "UDP port 8080 of 192.0.2.1: Cannot assign requested address; no interface of this host has it, see `ip address`"
+    );
+    elsewhere.interface = Some("nosuch0".into());
+    assert_eq!(
+        refused(&mut forwards, elsewhere),
+        "UDP port 8080 of 192.0.2.1 on nosuch0: No such device; see `ip link` for the interfaces of this host"
+    );
+}
+
+/// What the kernel says to an ordinary user.
+#[test]
+fn a_port_that_needs_a_right() {
+    let (notes, net) = (Notes::new(1), NetConfig::native());
+    let forwards = Forwards::new(&notes, &net);
+    let e = io::Error::from_raw_os_error(libc::EACCES);
+    assert_eq!(
+        forwards.explain(&forward(Transport::Tcp, 80, 80), 80, &e).line,
+        "TCP port 80 of 127.0.0.1: Permission denied; lower the sysctl net.ipv4.ip_unprivileged_port_start to 80, or \
+         choose a higher port"
+    );
+}
+
+#[test]
+fn more_ports_than_open_files() {
+    let (notes, net) = (Notes::new(1), NetConfig::native());
+    let mut forwards = Forwards::new(&notes, &net);
+    forwards.descriptors = DESCRIPTORS_OWN + 4;
+    let first = free(Transport::Udp, 6);
+    forwards.add(forward(Transport::Udp, first, first + 1)).unwrap();
+    assert_eq!(
+        refused(&mut forwards, forward(Transport::Udp, first + 2, first + 4)),
+        "3 more ports with 2 forwarded already and 64 kept for the rest: 69 open files, and the limit is 68; raise it \
+         (ulimit -Hn, LimitNOFILE= of systemd)"
+    );
+    forwards.add(forward(Transport::Udp, first + 2, first + 3)).unwrap();
+    assert!(forwards.remove(ForwardId(1)).is_some());
+    forwards.add(forward(Transport::Udp, first, first + 1)).unwrap();
+}
+
+#[test]
+fn ipv6_has_sockets_of_its_own() {
+    let (notes, net) = (Notes::new(1), NetConfig::native());
+    let mut forwards = Forwards::new(&notes, &net);
+    let port = free(Transport::Tcp, 1);
+    let mut four = forward(Transport::Tcp, port, port);
+    four.host_addr = [0, 0, 0, 0].into();
+    let six = Forward { host_addr: Ipv6Addr::UNSPECIFIED.into(), ..four.clone() };
+    forwards.add(six.clone()).unwrap();
+    forwards.add(four).unwrap();
+    let guests = ["10.0.2.100:80", "[fd00::100]:80"].map(|a| a.parse().unwrap());
+    assert_eq!(notes.guests(), guests);
+    assert!(refused(&mut forwards, six).contains("in use by forward 1"));
+}
+
+#[test]
+fn addresses_that_cannot_be() {
+    let notes = Notes::new(1);
+    let mut without = NetConfig::native();
+    without.v6 = None;
+    let mut slaac = NetConfig::native();
+    slaac.v6 = Some(crate::config::V6Net::fd00(false));
+    let native = NetConfig::native();
+    for (net, host, guest, line) in [
+        (
+            &without,
+            "::1",
+            None,
+            "host_addr: ::1: the guest has no IPv6 (--no-ipv6, or slirp4netns without --enable-ipv6)",
+        ),
+        (
+            &slaac,
+            "::1",
+            None,
+            "guest_addr: the guest makes its IPv6 address by itself here: give it as the guest's address",
+        ),
+        (
+            &native,
+            "::ffff:127.0.0.1",
+            None,
+            "host_addr: ::ffff:127.0.0.1: is IPv4 in other words; write 127.0.0.1",
+        ),
+        (
+            &native,
+            "fe80::1",
+            None,
+            "host_addr: fe80::1: is of one link only; name its interface, too",
+        ),
+        (
+            &native,
+            "127.0.0.1",
+            Some("fd00::100"),
+            "guest_addr: fd00::100: is of another family than 127.0.0.1; both must be IPv4 or both IPv6",
+        ),
+        (
+            &native,
+            "127.0.0.1",
+            Some("10.0.2.2"),
+            "guest_addr: 10.0.2.2: is no address of a guest; leave it out to get the guest's own",
+        ),
+        (
+            &native,
+            "127.0.0.1",
+            Some("127.0.0.1"),
+            "guest_addr: 127.0.0.1: is no address of a guest; leave it out to get the guest's own",
+        ),
+        (
+            &native,
+            "::1",
+            Some("ff02::1"),
+            "guest_addr: ff02::1: is no address of a guest; leave it out to get the guest's own",
+        ),
+    ] {
+        let mut asked = forward(Transport::Tcp, 8080, 8080);
+        asked.host_addr = host.parse().unwrap();
+        asked.guest_addr = guest.map(|g: &str| g.parse().unwrap());
+        assert_eq!(refused(&mut Forwards::new(&notes, net), asked), line);
+    }
+    assert_eq!(notes.counts(), [0]);
+    // The unspecified one is the guest's own; another one of its network, or behind it, is as good.
+    for (asked, becomes) in
+        [("0.0.0.0", "10.0.2.100"), ("10.0.2.15", "10.0.2.15"), ("10.88.0.2", "10.88.0.2")]
+    {
+        let mut rule = forward(Transport::Tcp, 8080, 8080);
+        rule.guest_addr = asked.parse().ok();
+        assert_eq!(guest_addr(&rule, &native), Ok(becomes.parse().unwrap()));
+    }
+}
