@@ -11,11 +11,6 @@ impl Worker {
         drop(port);
     }
 
-    /// Takes datagrams of a bound socket from now on.
-    pub(super) fn bind(&mut self, port: ForwardedPort) {
-        drop(port);
-    }
-
     /// Ends a forward.
     pub(super) fn unforward(&mut self, _: ForwardId, done: oneshot::Sender<()>) {
         drop(done);

@@ -29,6 +29,7 @@
 //! advertisements that nobody asked for. ARP, neighbour discovery, echo to the gateway and DNS are answered by whoever
 //! is asked; fragments come by one queue, and what they make goes on to the owner of its flow.
 
+mod bound;
 mod cmsg;
 mod complete;
 mod dgram;
