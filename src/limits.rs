@@ -46,6 +46,10 @@ pub const HAND_OVER_FRAMES: usize = 1024;
 pub const HAND_OVER_BYTES: usize = 2 << 20;
 /// Frames one worker takes over in a turn, so that its own queue is served, too.
 pub const HAND_OVER_TURN: usize = 64;
+/// Accepted connections that wait at one worker for being taken over from the others, at most.
+pub const HAND_OVER_CONNECTIONS: usize = 256;
+/// A listening socket that could not accept (no descriptor, no memory) tries again after this long.
+pub const ACCEPT_RETRY: Millis = Millis(100);
 /// A worker that gets a connection's first segment leaves the connection to one that has this many fewer.
 pub const PLACE_GAP: u32 = 2;
 /// With as many connections, chance balances workers well enough, and none is moved.
@@ -116,6 +120,10 @@ pub const RTO_MIN: Millis = Millis(300);
 pub const RTO_MAX: Millis = Millis::secs(30);
 /// Retransmissions of the same bytes before the flow is reset.
 pub const RETRIES_MAX: u8 = 12;
+/// Retransmissions of a SYN-ACK before its connection is given up (tcp(7) has 5 and a longer first wait).
+pub const SYN_ACK_RETRIES_MAX: u8 = 6;
+/// Retransmissions of a SYN to a guest that does not answer: 19 s in all, while the peer believes it is connected.
+pub const SYN_RETRIES_MAX: u8 = 5;
 /// Longest interval between zero-window probes.
 pub const PROBE_MAX: Millis = Millis::secs(60);
 /// An idle open TCP flow probes the guest after this long.
@@ -126,6 +134,19 @@ pub const TCP_HALF_IDLE: Millis = Millis::secs(60);
 pub const TCP_PROBES_MAX: u8 = 6;
 /// Time between keep-alive probes.
 pub const TCP_PROBE_GAP: Millis = Millis::secs(15);
+
+/// Source ports tried for a connection to the guest whose own is taken.
+pub const SHOWN_PORT_TRIES: u32 = 64;
+/// Neighbours in the guest's network that a worker knows or asks for.
+pub const NEIGHBOURS_MAX: usize = 32;
+/// Time between two questions for a neighbour that does not answer.
+pub const NEIGHBOUR_GAP: Millis = Millis::secs(1);
+/// Questions before it is given up: more than duplicate address detection takes.
+pub const NEIGHBOUR_TRIES: u8 = 5;
+/// A neighbour that has said where it is is asked again after this long, when it is next needed.
+pub const NEIGHBOUR_FRESH: Millis = Millis::secs(30);
+/// Connections that wait for neighbours at one time; more are refused.
+pub const NEIGHBOUR_WAITING: usize = 1024;
 
 /// Idle time after which a UDP mapping ends (RFC 4787 REQ-5 asks for 2 minutes or more).
 pub const UDP_IDLE: Millis = Millis::secs(240);

@@ -42,6 +42,8 @@ pub struct Directory {
     shards: [Mutex<HashMap<FlowKey, u8>>; SHARDS],
     /// Connections of each worker: those it has, and those on their way to it.
     loads: Vec<AtomicU32>,
+    /// Neighbours that workers ask for, all together.
+    asking: AtomicU32,
     /// Keys the choice of a shard.
     secret: [u64; 2],
 }
@@ -52,6 +54,7 @@ impl Directory {
         Arc::new(Self {
             shards: Default::default(),
             loads: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            asking: AtomicU32::new(0),
             secret,
         })
     }
@@ -143,6 +146,22 @@ impl Seat {
         if let Some(load) = self.directory.loads.get(usize::from(at)) {
             load.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// We ask for another number of neighbours than before.
+    pub fn note_asking(&self, before: u32, now: u32) {
+        // Adding what wraps around is taking away.
+        self.directory.asking.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Whether workers other than us, who ask for so many, ask for a neighbour.
+    pub fn others_ask(&self, ours: u32) -> bool {
+        self.directory.asking.load(Ordering::Relaxed) != ours
+    }
+
+    /// Workers, ourselves included.
+    pub fn workers(&self) -> u8 {
+        self.directory.loads.len() as u8
     }
 
     /// Our own number.

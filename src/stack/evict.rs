@@ -21,6 +21,11 @@ impl Stack {
         }
     }
 
+    /// There was no descriptor for a connection from outside.
+    pub fn handle_shortage(&mut self, errno: Errno, now: Time) {
+        self.note_shortage(Err(errno), now);
+    }
+
     /// Makes room for later tries when there was no descriptor for a socket.
     pub(super) fn note_shortage(&mut self, result: Result<(), Errno>, now: Time) {
         if matches!(result, Err(Errno(libc::EMFILE | libc::ENFILE))) {

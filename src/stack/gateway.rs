@@ -1,9 +1,9 @@
 //! What the gateway host answers itself: ARP, neighbour discovery, router solicitations, echo.
 //!
 //! The gateway speaks for its own addresses only, so that a guest can run duplicate address
-//! detection for every other. It keeps no neighbour table: an answer goes to whoever asked, and
-//! the stack addresses its frames by the MAC each packet came from. So no ARP or neighbour
-//! advertisement can mislead it.
+//! detection for every other. An answer goes to whoever asked, and the stack addresses its frames by the MAC each
+//! packet came from. What neighbours say of themselves matters only when they were asked
+//! (`neighbours`).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,7 +15,7 @@ use super::ndp;
 use crate::arena::Slot;
 use crate::config::NetConfig;
 use crate::flow::Ctx;
-use crate::frame::{Ip, Pair, Parsed, build, checksum};
+use crate::frame::{Ip, Mac, Pair, Parsed, build, checksum};
 use crate::limits::RA_INTERVAL;
 use crate::stats::Drop;
 use crate::time::Time;
@@ -25,18 +25,25 @@ use crate::time::Time;
 pub struct Gateway {
     /// When the next unsolicited router advertisement is due; `None` without IPv6.
     advertise: Option<Time>,
+    /// Who has last said where it is.
+    told: Option<(IpAddr, Mac)>,
 }
 
 impl Gateway {
     /// The gateway of a network. A guest solicits when its link comes up, so the first advertisement
     /// of our own accord may wait.
     pub fn new(net: &NetConfig, now: Time) -> Self {
-        Self { advertise: net.v6.map(|_| now + RA_INTERVAL) }
+        Self { advertise: net.v6.map(|_| now + RA_INTERVAL), told: None }
     }
 
     /// Sends no advertisements that nobody asked for: another worker does.
     pub fn be_silent(&mut self) {
         self.advertise = None;
+    }
+
+    /// What a neighbour has said, in the frame in hand, of where it is.
+    pub fn take_told(&mut self) -> Option<(IpAddr, Mac)> {
+        self.told.take()
     }
 
     /// An ARP packet.
@@ -47,7 +54,6 @@ impl Gateway {
         // ArpRepr::parse compares types and lengths of the addresses.
         let Ok(ArpRepr::EthernetIpv4 {
             operation,
-            source_hardware_addr,
             source_protocol_addr,
             target_protocol_addr: target,
             ..
@@ -58,6 +64,8 @@ impl Gateway {
                 ArpHardware::Unknown(_) => Drop::Unsupported,
             });
         };
+        // Request or reply, it names its sender. The frame's own address is what the guest's kernel has passed.
+        self.told = Some((source_protocol_addr.into(), parsed.eth_src));
         // A guest that claims our address (sender and target alike) is not answered: it does not ask.
         if operation != ArpOperation::Request
             || !answers_v4(ctx.net, target)
@@ -65,20 +73,7 @@ impl Gateway {
         {
             return;
         }
-        let Some(mut slot) = ctx.control_slot() else {
-            return;
-        };
-        let repr = ArpRepr::EthernetIpv4 {
-            operation: ArpOperation::Reply,
-            source_hardware_addr: EthernetAddress(ctx.net.gateway_mac),
-            source_protocol_addr: target,
-            target_hardware_addr: source_hardware_addr,
-            target_protocol_addr: source_protocol_addr,
-        };
-        slot.set_range(slot.offset(), repr.buffer_len());
-        repr.emit(&mut ArpPacket::new_unchecked(slot.bytes_mut()));
-        build::ethernet(&mut slot, ctx.net.gateway_mac, parsed.eth_src, EthernetProtocol::Arp);
-        ctx.write(slot);
+        arp(ctx, ArpOperation::Reply, target, parsed.eth_src, source_protocol_addr);
     }
 
     /// An ICMP or ICMPv6 packet; gives the slot back when it is not for the gateway (an echo request to
@@ -99,7 +94,8 @@ impl Gateway {
             (IpProtocol::Icmp, IpAddr::V4(_)) => (ECHO_REQUEST, ECHO_REPLY),
             (IpProtocol::Icmpv6, IpAddr::V6(src)) => {
                 if (NDP_FIRST..=NDP_LAST).contains(&kind) {
-                    ndp::handle(ctx, parsed, ip, src, message);
+                    let told = ndp::handle(ctx, parsed, ip, src, message);
+                    self.told = told.map(|addr| (addr.into(), parsed.eth_src));
                     return None;
                 }
                 if src.is_unspecified() {
@@ -141,6 +137,31 @@ impl Gateway {
     pub fn deadline(&self) -> Option<Time> {
         self.advertise
     }
+}
+
+/// Asks the guest's network who has an address.
+pub(super) fn ask(ctx: &mut Ctx<'_>, addr: Ipv4Addr) {
+    arp(ctx, ArpOperation::Request, ctx.net.v4.gateway, [0xff; 6], addr);
+}
+
+/// Sends an ARP packet in the name of one of our addresses.
+fn arp(ctx: &mut Ctx<'_>, operation: ArpOperation, ours: Ipv4Addr, mac: Mac, to: Ipv4Addr) {
+    let Some(mut slot) = ctx.control_slot() else {
+        return;
+    };
+    // Of a request, the target's hardware address means nothing.
+    let target = if operation == ArpOperation::Request { [0; 6] } else { mac };
+    let repr = ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr: EthernetAddress(ctx.net.gateway_mac),
+        source_protocol_addr: ours,
+        target_hardware_addr: EthernetAddress(target),
+        target_protocol_addr: to,
+    };
+    slot.set_range(slot.offset(), repr.buffer_len());
+    repr.emit(&mut ArpPacket::new_unchecked(slot.bytes_mut()));
+    build::ethernet(&mut slot, ctx.net.gateway_mac, mac, EthernetProtocol::Arp);
+    ctx.write(slot);
 }
 
 /// Whether ARP names us for an address. `.3` is ours for good: with DNS off it is an ordinary

@@ -7,7 +7,7 @@ use smoltcp::wire::{IpProtocol, TcpPacket};
 use super::directory::{self, Seat};
 use super::dns::{self, DnsFlow};
 use super::policy::{self, Verdict};
-use super::{Flow, Home, Refused, Stack, dhcp};
+use super::{Flow, Home, Refused, Stack, dhcp, ndp};
 use crate::arena::Slot;
 use crate::flow::key::{FlowKey, Proto};
 use crate::flow::peers::Room;
@@ -43,11 +43,16 @@ impl Stack {
             IpProtocol::Tcp => self.handle_tcp(slot, parsed, &ip, now),
             IpProtocol::Udp => self.handle_udp(slot, parsed, &ip, now),
             IpProtocol::Icmp | IpProtocol::Icmpv6 => {
+                if ndp::is_advert(&ip, slot.bytes()) {
+                    self.tell_others(&slot, now);
+                }
+                let Some(slot) = self.handle_refusal(slot, &ip) else { return };
                 let mut ctx = ctx!(self, now);
                 // The gateway's own: echo to it, neighbour discovery, router solicitation.
                 if let Some(slot) = self.gateway.handle_icmp(&mut ctx, parsed, &ip, slot) {
                     self.handle_echo(slot, parsed, &ip, now);
                 }
+                self.take_told(now);
             }
             _ => {
                 self.stats.drop(Drop::Unsupported);
@@ -83,8 +88,8 @@ impl Stack {
         };
         slot.set_range(slot.offset() + ip.start + header, ip.end - ip.start - header);
         let mut ctx = ctx!(self, now);
-        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
-            flow.handle_segment(&mut ctx, &segment, slot);
+        if let Some((key, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+            flow.handle_segment(&mut ctx, key, &segment, slot);
             self.mark(id);
         }
     }

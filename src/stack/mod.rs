@@ -28,9 +28,11 @@ pub mod dhcp;
 pub mod directory;
 pub mod dns;
 mod evict;
+mod forward;
 pub mod gateway;
 mod ingress;
 mod ndp;
+mod neighbours;
 pub mod policy;
 pub mod reassembly;
 #[cfg(test)]
@@ -100,6 +102,9 @@ pub struct Stack {
     dhcp: dhcp::Dhcp,
     dns: dns::Dns,
     reassembly: reassembly::Reassembly,
+    neighbours: neighbours::Neighbours,
+    /// Neighbours that we ask for, as the other workers know it.
+    asking: u32,
     guest_mac: Mac,
     /// Keys initial sequence numbers (RFC 6528).
     secret: [u64; 2],
@@ -143,6 +148,8 @@ impl Stack {
             dhcp: dhcp::Dhcp::new(),
             dns: dns::Dns::new(secret),
             reassembly: reassembly::Reassembly::new(),
+            neighbours: neighbours::Neighbours::default(),
+            asking: 0,
             guest_mac: [0xff; 6],
             net,
             pools,
@@ -214,8 +221,10 @@ impl Stack {
         }
         match parsed.l3 {
             L3::Arp { start, end } => {
+                self.tell_others(&slot, now);
                 let mut ctx = ctx!(self, now);
                 self.gateway.handle_arp(&mut ctx, &parsed, &slot.bytes()[start..end]);
+                self.take_told(now);
             }
             L3::Ip(ip) => self.handle_ip(slot, &parsed, ip, now),
         }
@@ -364,6 +373,7 @@ impl Stack {
         let mut ctx = ctx!(self, now);
         self.gateway.handle_timeout(&mut ctx);
         self.reassembly.handle_timeout(&mut ctx);
+        self.ask_neighbours(now);
         while let Some(&(since, id)) = self.late.front()
             && since + ACK_DELAY <= now
         {
@@ -403,7 +413,8 @@ impl Stack {
     /// When [`Stack::handle_timeout`] is due; `None`: nothing waits for time.
     pub fn poll_timeout(&self) -> Option<Time> {
         let late = self.late.front().map(|&(since, _)| since + ACK_DELAY);
-        [self.timers.next(), self.gateway.deadline(), self.reassembly.deadline(), late]
+        let neighbours = self.neighbours.deadline();
+        [self.timers.next(), self.gateway.deadline(), self.reassembly.deadline(), neighbours, late]
             .into_iter()
             .flatten()
             .min()
@@ -498,6 +509,11 @@ impl Stack {
     /// From now on no new flow starts.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// Whether no new flow starts.
+    pub fn is_draining(&self) -> bool {
+        self.draining
     }
 
     /// Whether nothing is left on its way from the guest to the host. True to the end of a turn.

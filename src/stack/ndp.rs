@@ -15,25 +15,57 @@ use crate::frame::{Ip, Mac, Pair, Parsed, build};
 use crate::limits::{RA_LIFETIME_SECS, RA_PREFERRED_SECS, RA_VALID_SECS};
 use crate::stats::Drop;
 
-/// A neighbour discovery message. Checksums are not verified: the TAP is memory.
-pub(super) fn handle(ctx: &mut Ctx<'_>, parsed: &Parsed, ip: &Ip, src: Ipv6Addr, message: &[u8]) {
+/// Whether a packet is a neighbour's advertisement.
+pub(super) fn is_advert(ip: &Ip, frame: &[u8]) -> bool {
+    ip.proto == IpProtocol::Icmpv6 && frame.get(ip.start) == Some(&136)
+}
+
+/// Asks the guest's network who has an address.
+pub(super) fn ask(ctx: &mut Ctx<'_>, target: Ipv6Addr) {
+    let Some(v6) = ctx.net.v6 else { return };
+    let repr = NdiscRepr::NeighborSolicit {
+        target_addr: target,
+        lladdr: Some(EthernetAddress(ctx.net.gateway_mac).into()),
+    };
+    // Its solicited-node address, and the MAC of that (RFC 4291 section 2.7.1, RFC 2464 section 7).
+    let [.., a, b, c] = target.octets();
+    let [hi, lo] = [0xff00 | u16::from(a), u16::from_be_bytes([b, c])];
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, hi, lo);
+    ndp(ctx, [0x33, 0x33, 0xff, a, b, c], v6.link_local, group, repr, &[]);
+}
+
+/// A neighbour discovery message. Checksums are not verified: the TAP is memory. Yields the address that its sender
+/// says it has.
+pub(super) fn handle(
+    ctx: &mut Ctx<'_>,
+    parsed: &Parsed,
+    ip: &Ip,
+    src: Ipv6Addr,
+    message: &[u8],
+) -> Option<Ipv6Addr> {
     let Some(v6) = ctx.net.v6 else {
-        return ctx.stats.drop(Drop::Unsupported);
+        ctx.stats.drop(Drop::Unsupported);
+        return None;
     };
     // RFC 4861 sections 6.1.1 and 7.1.1: whoever is beyond a router cannot send 255.
     let packet = match Icmpv6Packet::new_checked(message) {
         Ok(packet) if ip.ttl == 255 && packet.msg_code() == 0 => packet,
-        _ => return ctx.stats.drop(Drop::Malformed),
+        _ => {
+            ctx.stats.drop(Drop::Malformed);
+            return None;
+        }
     };
     let Ok(Icmpv6Repr::Ndisc(repr)) =
         Icmpv6Repr::parse(&src, &src, &packet, &ChecksumCapabilities::ignored())
     else {
-        return ctx.stats.drop(Drop::Malformed);
+        ctx.stats.drop(Drop::Malformed);
+        return None;
     };
     match repr {
         NdiscRepr::NeighborSolicit { target_addr: target, lladdr } => {
             if target.is_multicast() || (src.is_unspecified() && lladdr.is_some()) {
-                return ctx.stats.drop(Drop::Malformed);
+                ctx.stats.drop(Drop::Malformed);
+                return None;
             }
             if answers_v6(&v6, target) {
                 neighbour(ctx, parsed, src, target);
@@ -42,20 +74,22 @@ pub(super) fn handle(ctx: &mut Ctx<'_>, parsed: &Parsed, ip: &Ip, src: Ipv6Addr,
         NdiscRepr::RouterSolicit { lladdr } => {
             if src.is_unspecified() {
                 if lladdr.is_some() {
-                    return ctx.stats.drop(Drop::Malformed);
+                    ctx.stats.drop(Drop::Malformed);
+                    return None;
                 }
                 advertise(ctx, &v6);
             } else {
                 advertise_to(ctx, &v6, parsed.eth_src, src);
             }
         }
-        // The guest's answers and announcements: there is no table to put them in.
-        NdiscRepr::NeighborAdvert { .. } => {}
+        // The frame's own address is what the guest's kernel has passed.
+        NdiscRepr::NeighborAdvert { target_addr, .. } => return Some(target_addr),
         // A guest is no router of ours.
         NdiscRepr::RouterAdvert { .. } | NdiscRepr::Redirect { .. } => {
             ctx.stats.drop(Drop::Unsupported);
         }
     }
+    None
 }
 
 /// Advertises one of our addresses to `src`; to everybody when it has no address yet, since then it

@@ -35,15 +35,25 @@ pub enum Verdict {
 /// Whether a guest may send from this source address: any address that could be a host's behind it
 /// (nested bridges route through the guest), but none that is special or ours.
 pub fn source_allowed(net: &NetConfig, ip: &Ip) -> bool {
-    if net.is_gateway(ip.src) {
-        return false;
-    }
     match ip.src {
         // A DHCP client has no address yet. The ports are not known here: the stack drops what is
         // not for the DHCP server.
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => {
             ip.proto == IpProtocol::Udp && ip.dst == IpAddr::V4(Ipv4Addr::BROADCAST)
         }
+        // Duplicate address detection, router solicitation, MLD: the gateway takes them, and drops
+        // any other ICMPv6.
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => ip.proto == IpProtocol::Icmpv6,
+        addr => host_address(net, addr),
+    }
+}
+
+/// Whether an address can be that of a host in or behind the guest's network.
+pub fn host_address(net: &NetConfig, addr: IpAddr) -> bool {
+    if net.is_gateway(addr) {
+        return false;
+    }
+    match addr {
         IpAddr::V4(a) => {
             let [first, ..] = a.octets();
             !(first == 0
@@ -53,9 +63,6 @@ pub fn source_allowed(net: &NetConfig, ip: &Ip) -> bool {
                 || a == net.v4.broadcast()
                 || a == net.v4.network)
         }
-        // Duplicate address detection, router solicitation, MLD: the gateway takes them, and drops
-        // any other ICMPv6.
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => ip.proto == IpProtocol::Icmpv6,
         IpAddr::V6(a) => !(a.is_multicast() || embeds_in_zero(a)),
     }
 }

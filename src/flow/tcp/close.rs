@@ -11,6 +11,8 @@
 //! | connect refused                       | RST                   | `close`                       |
 //! | connect: unreachable, prohibited      | ICMP unreachable      | `close`                       |
 //! | connect timed out                     | nothing: its own timer| `close`                       |
+//! | guest refuses our SYN                 | nothing               | RST                           |
+//! | guest does not answer our SYN         | nothing               | RST                           |
 //! | guest does not answer                 | RST                   | RST; after its FIN: `close`   |
 //!
 //! There is no TIME_WAIT here: the side that closes first keeps it in its own kernel. A FIN of the guest

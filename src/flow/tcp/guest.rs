@@ -127,6 +127,24 @@ impl ToGuest {
         }
     }
 
+    /// A direction whose SYN goes first: nothing is known of the guest.
+    pub(super) fn opening(iss: u32) -> Self {
+        Self::new(iss, 0, &Segment::default())
+    }
+
+    /// The guest has answered our SYN, and so acknowledged it.
+    pub(super) fn opened(&mut self, syn: &Segment) {
+        *self = Self::new(self.una, syn.scale.unwrap_or(0), syn);
+        self.una = self.next;
+    }
+
+    /// Counts an early retransmission; false: it is not the first.
+    pub(super) fn first_retry(&mut self) -> bool {
+        let first = self.retries == 0;
+        self.retries = self.retries.max(1);
+        first
+    }
+
     pub(super) fn next(&self) -> u32 {
         self.next
     }
@@ -399,7 +417,8 @@ impl ToGuest {
         true
     }
 
-    pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>, handshake: bool) -> Timeout {
+    /// Retransmits what is due, at most `most` times.
+    pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>, most: u8) -> Timeout {
         let now = ctx.now;
         if self.stalled_at().is_some_and(|at| at <= now) {
             self.compact(ctx);
@@ -408,11 +427,7 @@ impl ToGuest {
             return Timeout::GoOn;
         }
         let short = ctx.pools.small.available() < BLOCKS_MAX / 8;
-        if self.retries >= RETRIES_MAX || (short && self.retries >= 2) {
-            return Timeout::GiveUp;
-        }
-        // A handshake that nobody finishes is given up sooner (tcp(7), tcp_synack_retries).
-        if handshake && self.retries >= 6 {
+        if self.retries >= most || (short && self.retries >= 2) {
             return Timeout::GiveUp;
         }
         self.retries += 1;
@@ -528,7 +543,13 @@ fn write(
 
 impl TcpFlow {
     /// A segment of the guest; the slot's range is its payload.
-    pub fn handle_segment(&mut self, ctx: &mut Ctx<'_>, segment: &Segment, slot: Slot) {
+    pub fn handle_segment(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        key: &FlowKey,
+        segment: &Segment,
+        slot: Slot,
+    ) {
         let expected = self.to_host.ack_number_received();
         match self.phase {
             Phase::Ended(_) => return,
@@ -547,6 +568,8 @@ impl TcpFlow {
                 }
                 return;
             }
+            Phase::Asking => return ctx.stats.drop(Drop::OutOfWindow),
+            Phase::Syn { .. } => return self.handle_answer(ctx, key, segment),
             Phase::SynAck { .. } | Phase::Open => {}
         }
         if segment.rst {
@@ -571,9 +594,8 @@ impl TcpFlow {
                     self.phase = Phase::SynAck { sent: false };
                 }
                 Phase::SynAck { .. } => self.phase = Phase::Ended(End::Silent),
-                Phase::Open | Phase::Gone | Phase::Connecting | Phase::Ended(_) => {
-                    self.ack_owed = true;
-                }
+                // Also our own SYN's answer again, when the ACK of it was lost.
+                _ => self.ack_owed = true,
             }
             return;
         }

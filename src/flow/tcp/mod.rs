@@ -22,6 +22,9 @@
 //! [`STALL`], move to small slots. Three duplicate ACKs or the timer send the oldest again. At zero window
 //! nothing is received, but the socket is watched for errors, and the guest is probed.
 //!
+//! **From outside** (`open`): a connection that a host socket has accepted is opened towards the guest. Nothing is
+//! received from that socket before the guest has agreed.
+//!
 //! **Serving.** `handle_*` only note what happened. [`TcpFlow::serve`], once per flow and turn, looks
 //! at the whole state and does what is due, in a fixed order: end, send, shut, receive, acknowledge.
 //!
@@ -29,6 +32,7 @@
 
 mod close;
 mod guest;
+mod open;
 mod host;
 mod segment;
 
@@ -39,7 +43,8 @@ use super::key::FlowKey;
 use super::{Action, Ctx, Errno, FlowId, Next};
 use crate::frame::Mac;
 use crate::limits::{
-    ACK_DELAY, TCP_HALF_IDLE, TCP_IDLE, TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
+    ACK_DELAY, RETRIES_MAX, SYN_ACK_RETRIES_MAX, SYN_RETRIES_MAX, TCP_HALF_IDLE, TCP_IDLE,
+    TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
 };
 use crate::time::Time;
 use guest::ToGuest;
@@ -86,6 +91,13 @@ pub struct TcpFlow {
 enum Phase {
     /// The host socket connects; the guest has heard nothing.
     Connecting,
+    /// The host socket has accepted; where in the guest's network the SYN goes is not known yet.
+    Asking,
+    /// Our SYN is (to be) sent.
+    Syn {
+        /// It is sent, and waits for the guest's SYN-ACK.
+        sent: bool,
+    },
     /// Connected; our SYN-ACK is (to be) sent.
     SynAck {
         /// It is sent, and waits for the guest's ACK.
@@ -120,20 +132,12 @@ impl TcpFlow {
         syn: &Segment,
         secret: &[u64; 2],
     ) -> Self {
-        let headers: u16 = if key.guest().is_ipv4() { 40 } else { 60 };
-        let ours = ctx.net.mtu.saturating_sub(headers);
-        // RFC 9293 section 3.7.1: 536 or 1220 when the option is missing.
-        let theirs = syn.mss.unwrap_or(if headers == 40 { 536 } else { 1220 });
-        // RFC 6528: a clock of 4 us, and a keyed hash of the connection.
-        let iss = key
-            .hash(&[secret[1].rotate_left(23), secret[0]])
-            .wrapping_add((ctx.now.0 as u32).wrapping_mul(250));
+        let iss = initial_number(ctx, key, secret);
         Self {
             dirty: false,
             phase: Phase::Connecting,
             mac,
-            // 28 is what the smallest MTU of IPv4 (68) leaves.
-            mss: theirs.min(ours).max(28),
+            mss: segment_size(ctx, key, syn),
             tries: 0,
             ack_owed: false,
             late_since: None,
@@ -174,7 +178,7 @@ impl TcpFlow {
     /// Does all that is due. The one place that emits actions for the flow.
     pub fn serve(&mut self, ctx: &mut Ctx<'_>, id: FlowId, key: &FlowKey) -> Next {
         match self.phase {
-            Phase::Connecting => return Next::Live(None),
+            Phase::Connecting | Phase::Asking => return Next::Live(None),
             Phase::Ended(end) => {
                 self.announce(ctx, key, end);
                 // A guest that had said all it had to say is not cut off: its last bytes may still
@@ -193,7 +197,12 @@ impl TcpFlow {
                 self.phase = Phase::SynAck { sent: true };
                 self.to_guest.start_timer(ctx.now);
             }
-            Phase::SynAck { sent: true } => {}
+            Phase::Syn { sent: false } => {
+                self.send_syn(ctx, key);
+                self.phase = Phase::Syn { sent: true };
+                self.to_guest.start_timer(ctx.now);
+            }
+            Phase::SynAck { sent: true } | Phase::Syn { sent: true } => {}
             Phase::Open => {
                 self.to_host.serve(ctx, id);
                 self.to_guest.serve(ctx, id, key, self.mac, self.mss, &mut self.to_host);
@@ -239,7 +248,7 @@ impl TcpFlow {
 
     /// Time has passed: retransmits, probes, moves what has waited to small slots.
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
-        if matches!(self.phase, Phase::Connecting | Phase::Ended(_)) {
+        if matches!(self.phase, Phase::Connecting | Phase::Asking | Phase::Ended(_)) {
             return;
         }
         self.to_host.handle_timeout(ctx);
@@ -249,11 +258,18 @@ impl TcpFlow {
             }
             return;
         }
-        if self.to_guest.handle_timeout(ctx, self.phase != Phase::Open) == guest::Timeout::GiveUp {
-            self.phase = Phase::Ended(End::ResetGuest);
+        // A handshake that nobody finishes is given up sooner.
+        let most = match self.phase {
+            Phase::Syn { .. } => SYN_RETRIES_MAX,
+            Phase::SynAck { .. } => SYN_ACK_RETRIES_MAX,
+            _ => RETRIES_MAX,
+        };
+        if self.to_guest.handle_timeout(ctx, most) == guest::Timeout::GiveUp {
+            let unheard = matches!(self.phase, Phase::Syn { .. });
+            self.phase = Phase::Ended(if unheard { End::Silent } else { End::ResetGuest });
             return;
         }
-        if let Phase::SynAck { sent } = &mut self.phase {
+        if let Phase::SynAck { sent } | Phase::Syn { sent } = &mut self.phase {
             if self.to_guest.take_resend() {
                 *sent = false;
             }
@@ -280,7 +296,7 @@ impl TcpFlow {
     /// Whether nothing is left on its way from the guest to the host.
     pub fn drained(&self) -> bool {
         match self.phase {
-            Phase::Connecting | Phase::Ended(_) => true,
+            Phase::Connecting | Phase::Asking | Phase::Syn { .. } | Phase::Ended(_) => true,
             Phase::SynAck { .. } => false,
             Phase::Open | Phase::Gone => self.to_host.finished(),
         }
@@ -345,14 +361,13 @@ impl TcpFlow {
     }
 
     fn send_syn_ack(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey) {
-        let headers: u16 = if key.guest().is_ipv4() { 40 } else { 60 };
         let header = Header {
             control: TcpControl::Syn,
             seq: self.to_guest.next().wrapping_sub(1),
             ack: Some(self.to_host.ack_number()),
             // The window of a SYN is never scaled (RFC 7323 section 2.2).
             window: WINDOW_INITIAL as u16,
-            mss: Some(ctx.net.mtu.saturating_sub(headers)),
+            mss: Some(largest_segment(ctx, key)),
             scale: self.to_host.scale(),
         };
         self.send(ctx, key, &header);
@@ -393,6 +408,25 @@ impl TcpFlow {
             ctx.write(slot);
         }
     }
+}
+
+/// Our first sequence number of a connection (RFC 6528): a clock of 4 us, and a keyed hash.
+fn initial_number(ctx: &Ctx<'_>, key: &FlowKey, secret: &[u64; 2]) -> u32 {
+    key.hash(&[secret[1].rotate_left(23), secret[0]])
+        .wrapping_add((ctx.now.0 as u32).wrapping_mul(250))
+}
+
+/// The largest payload of a segment that leaves room for headers in the MTU.
+fn largest_segment(ctx: &Ctx<'_>, key: &FlowKey) -> u16 {
+    ctx.net.mtu.saturating_sub(if key.guest().is_ipv4() { 40 } else { 60 })
+}
+
+/// Payload bytes of a segment to a guest that has sent this SYN.
+fn segment_size(ctx: &Ctx<'_>, key: &FlowKey, syn: &Segment) -> u16 {
+    // RFC 9293 section 3.7.1: 536 or 1220 when the option is missing.
+    let theirs = syn.mss.unwrap_or_else(|| if key.guest().is_ipv4() { 536 } else { 1220 });
+    // 28 is what the smallest MTU of IPv4 (68) leaves.
+    theirs.min(largest_segment(ctx, key)).max(28)
 }
 
 /// Asks the worker for something on a flow's behalf.

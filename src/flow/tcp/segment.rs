@@ -13,7 +13,7 @@ use crate::frame::{Mac, Pair};
 
 /// The fields of a segment that the relay uses, checked. Urgent data is ordinary data here (RFC 6093
 /// section 4 wants nothing else of a middlebox); ECN bits are not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Sequence number of the first byte (or of SYN).
     pub seq: u32,
@@ -67,7 +67,7 @@ pub(super) struct Header {
     pub(super) seq: u32,
     pub(super) ack: Option<u32>,
     pub(super) window: u16,
-    /// MSS and window scale options, on a SYN-ACK.
+    /// MSS and window scale options, on a SYN or SYN-ACK.
     pub(super) mss: Option<u16>,
     pub(super) scale: Option<u8>,
 }
