@@ -24,7 +24,7 @@ impl Worker {
             Some(Token::TapRead) => self.tap_read(result, flags),
             Some(Token::TapWrite(index)) => self.tap_written(index, result),
             Some(Token::Wake) => {
-                self.handle_requests();
+                self.handle_requests()?;
                 self.arm_bell()
             }
             Some(Token::Sock(op, flow)) => self.sock_op(op, flow, result, flags),
@@ -36,6 +36,7 @@ impl Worker {
                 self.posted = true;
                 Ok(())
             }
+            Some(Token::Accept(index)) => self.accepted(index, result, cqueue::more(flags)),
             Some(Token::Bell(worker)) => {
                 self.team.unring(worker as u8);
                 Ok(())

@@ -67,6 +67,7 @@ use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
 use dgram::Sending;
+use forward::Listeners;
 use ring::{BufRing, Ring};
 use sock::Sock;
 use submit::Scratch;
@@ -238,6 +239,8 @@ struct Worker {
     /// Those of this turn, not yet submitted.
     dgrams_out: Vec<u32>,
     socks: Vec<Option<Sock>>,
+    /// Sockets that listen for connections to the guest.
+    listeners: Listeners,
     /// Headers and addresses of this turn's submissions.
     scratch: Scratch,
     stack: Stack,
@@ -303,6 +306,7 @@ impl Worker {
             dgram_sends: InFlight::new(),
             dgrams_out: Vec::with_capacity(64),
             socks: Vec::new(),
+            listeners: Listeners::new(),
             scratch: Scratch::new(),
             stack,
             tap,
@@ -343,7 +347,7 @@ impl Worker {
         (self.team, self.me) = (team, me);
     }
 
-    /// Takes over frames from other workers: some of them, and as many as there are buffers for while reads keep theirs.
+    /// Takes over from other workers: connections, and frames, some of them, and as many as there are buffers for while reads keep theirs.
     fn take_over(&mut self) {
         if self.handed.is_empty() {
             if !std::mem::take(&mut self.posted) {
@@ -351,6 +355,7 @@ impl Worker {
             }
             self.handed.clear();
             self.team.take(self.me, &mut self.handed);
+            self.take_connections();
         }
         self.note_use();
         for _ in 0..HAND_OVER_TURN {
@@ -384,6 +389,7 @@ impl Worker {
                 return Ok(());
             }
             self.take_over();
+            self.listen_again()?;
             self.feed_hungry()?;
             self.stack.handle_timeout(self.now);
             while let Some(action) = self.stack.poll_action(self.now) {
@@ -404,7 +410,8 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         let trim = self.trim_at.map(|_| self.busy + TRIM);
-        let due = [self.stack.poll_timeout(), trim].into_iter().flatten().min()?;
+        let listen = self.listeners.retry_at();
+        let due = [self.stack.poll_timeout(), trim, listen].into_iter().flatten().min()?;
         Some(Duration::from_millis((due - self.clock()).0))
     }
 
@@ -440,7 +447,7 @@ impl Worker {
         Time(self.started.elapsed().as_millis() as u64)
     }
 
-    fn handle_requests(&mut self) {
+    fn handle_requests(&mut self) -> io::Result<()> {
         let _ = self.mailbox.bell.read();
         let requests = std::mem::take(
             &mut *self.mailbox.requests.lock().unwrap_or_else(PoisonError::into_inner),
@@ -450,17 +457,19 @@ impl Worker {
                 Request::Resolvers(resolvers) => self.stack.set_resolvers(&resolvers),
                 Request::Drain => {
                     self.stack.drain();
+                    self.close_listeners(None, None)?;
                     self.draining = true;
                 }
                 Request::Forward(port) => match port.transport {
-                    Transport::Tcp => self.listen(port),
+                    Transport::Tcp => self.listen(port)?,
                     Transport::Udp => self.bind(port),
                 },
-                Request::Unforward(id, done) => self.unforward(id, done),
+                Request::Unforward(id, done) => self.unforward(id, done)?,
                 Request::Stats(reply) => drop(reply.send(self.stack.stats())),
                 Request::Stop => self.stopped = true,
             }
         }
+        Ok(())
     }
 
     fn tap_fd(&self) -> i32 {
@@ -531,6 +540,11 @@ impl<T> InFlight<T> {
         let item = self.items.get_mut(index as usize)?.take()?;
         self.free.push(index);
         Some(item)
+    }
+
+    /// One past the highest index in use ever.
+    fn places(&self) -> u32 {
+        self.items.len() as u32
     }
 
     fn is_full(&self) -> bool {

@@ -145,6 +145,25 @@ impl Sock {
     }
 }
 
+/// Sets on a listening socket what its connections shall have: they inherit it (Linux).
+pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)?;
+    socket.set_out_of_band_inline(true)
+}
+
+/// The peer of an accepted connection; `None` when it has reset meanwhile.
+pub(super) fn peer(connection: &OwnedFd) -> Option<SocketAddr> {
+    SockRef::from(connection).peer_addr().ok()?.as_socket()
+}
+
+/// Closes a connection with a RST.
+pub(super) fn refuse(connection: OwnedFd) {
+    // Fails only on a socket that has no connection to reset.
+    let _ = SockRef::from(&connection).set_linger(Some(Duration::ZERO));
+}
+
 /// A TCP socket for an outgoing connection.
 ///
 /// # Errors

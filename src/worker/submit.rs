@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use io_uring::{opcode, types};
 use socket2::SockAddr;
@@ -214,6 +214,11 @@ impl Worker {
             Posted::Ring(ring) => ring,
         };
         self.stack.stats_mut().copied_bytes += slot.len() as u64;
+        self.ring_bell(worker, ring)
+    }
+
+    /// Tells another worker that something is in its inbox.
+    pub(super) fn ring_bell(&mut self, worker: u8, ring: RawFd) -> io::Result<()> {
         let entry = opcode::MsgRingData::new(types::Fd(ring), 0, Token::Frames.pack(), None)
             .build()
             // Nothing to hear of when it rings.
@@ -418,6 +423,25 @@ impl Worker {
         self.stack.handle_event(Event::Closed { flow }, self.now);
     }
 
+    /// Accepts connections of a listening socket, until cancelled or in want of something.
+    pub(super) fn arm_accept(&mut self, index: u32, listener: RawFd) -> io::Result<()> {
+        let entry = opcode::AcceptMulti::new(types::Fd(listener))
+            .flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+            .build()
+            .user_data(Token::Accept(index).pack());
+        // SAFETY: no address is asked for, so it names no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Ends that.
+    pub(super) fn cancel_accept(&mut self, index: u32) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(Token::Accept(index).pack())
+            .build()
+            .user_data(Token::Cancel.pack());
+        // SAFETY: a cancellation names no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
     /// Listens for the doorbell.
     pub(super) fn arm_bell(&mut self) -> io::Result<()> {
         let fd = types::Fd(self.mailbox.bell.as_raw_fd());
@@ -446,6 +470,13 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// The socket that an accept has made, by its completion.
+pub(super) fn accepted(result: i32) -> Option<OwnedFd> {
+    // SAFETY: not negative, it is a descriptor that the kernel has made for us with this completion, which is looked
+    // at once: nobody else has it.
+    (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) })
 }
 
 #[cfg(test)]

@@ -1,19 +1,24 @@
-//! What the workers of one guest have in common: the directory of flows, the descriptors that they may hold, and an inbox each for frames that came by
-//! another's queue.
+//! What the workers of one guest have in common: the directory of flows, the descriptors that they may hold, and an
+//! inbox each for frames that came by another's queue, and for connections that another has accepted.
 //!
 //! A frame is handed over by copying it: a slot belongs to one thread. An inbox is a run of bytes, which its owner
 //! exchanges for an empty one of its own, so that steady traffic allocates nothing; its bounds are
-//! [`HAND_OVER_FRAMES`] and [`HAND_OVER_BYTES`]. The doorbell is a message to the owner's ring (`MSG_RING`), rung once
+//! [`HAND_OVER_FRAMES`] and [`HAND_OVER_BYTES`]. A connection is a descriptor that changes its owner; at most
+//! [`HAND_OVER_CONNECTIONS`] wait. The doorbell is a message to the owner's ring (`MSG_RING`), rung once
 //! until it is answered.
 
-use std::os::fd::RawFd;
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::flow::Handed;
-use crate::limits::{DESCRIPTORS_OWN, FLOWS_MAX, HAND_OVER_BYTES, HAND_OVER_FRAMES, SLOT_BYTES};
+use crate::limits::{
+    DESCRIPTORS_OWN, FLOWS_MAX, HAND_OVER_BYTES, HAND_OVER_CONNECTIONS, HAND_OVER_FRAMES,
+    SLOT_BYTES,
+};
 use crate::stack::descriptors::Descriptors;
 use crate::stack::directory::{Directory, Seat};
 
@@ -29,10 +34,20 @@ pub struct Team {
 #[derive(Debug)]
 struct Inbox {
     frames: Mutex<Frames>,
+    connections: Mutex<Vec<Connection>>,
     /// The bell is rung, and its owner has not looked since.
     rung: AtomicBool,
     /// The owner's ring; -1: none yet, or none any more.
     ring: AtomicI32,
+}
+
+/// One that a forwarded port has accepted.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) fd: OwnedFd,
+    pub(super) peer: SocketAddr,
+    /// Where in the guest it leads.
+    pub(super) guest: SocketAddr,
 }
 
 /// How a frame was posted.
@@ -51,6 +66,7 @@ impl Team {
     pub fn new(workers: usize, secret: [u64; 2]) -> Arc<Self> {
         let inbox = |_| Inbox {
             frames: Mutex::default(),
+            connections: Mutex::default(),
             rung: AtomicBool::new(false),
             ring: AtomicI32::new(-1),
         };
@@ -94,14 +110,28 @@ impl Team {
         if !inbox.frames.lock().unwrap_or_else(PoisonError::into_inner).put(frame, about) {
             return Posted::Full;
         }
-        // After the frame is there: whoever clears the flag takes it along.
-        if inbox.rung.swap(true, Ordering::AcqRel) {
-            return Posted::Quietly;
+        inbox.ring()
+    }
+
+    /// Gives a connection to a member.
+    ///
+    /// # Errors
+    /// The connection, when too many wait there.
+    pub(super) fn give(&self, to: u8, connection: Connection) -> Result<Posted, Connection> {
+        let Some(inbox) = self.inboxes.get(usize::from(to)) else { return Err(connection) };
+        let mut waiting = inbox.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= HAND_OVER_CONNECTIONS {
+            return Err(connection);
         }
-        match inbox.ring.load(Ordering::Acquire) {
-            -1 => Posted::Quietly,
-            ring => Posted::Ring(ring),
-        }
+        waiting.push(connection);
+        drop(waiting);
+        Ok(inbox.ring())
+    }
+
+    /// The connections that were given to a member; to be called when its frames are taken.
+    pub(super) fn given(&self, me: u8) -> Vec<Connection> {
+        let Some(inbox) = self.inboxes.get(usize::from(me)) else { return Vec::new() };
+        std::mem::take(&mut *inbox.connections.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The bell of a member could not be rung: the next frame tries again.
@@ -125,6 +155,19 @@ fn descriptors_max(workers: usize) -> u32 {
     let places = workers as u64 * u64::from(FLOWS_MAX);
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     soft.saturating_sub(DESCRIPTORS_OWN).clamp(1, places.max(1)) as u32
+}
+
+impl Inbox {
+    /// Something was put in: whether its owner must be told. Whoever clears the flag takes it along.
+    fn ring(&self) -> Posted {
+        if self.rung.swap(true, Ordering::AcqRel) {
+            return Posted::Quietly;
+        }
+        match self.ring.load(Ordering::Acquire) {
+            -1 => Posted::Quietly,
+            ring => Posted::Ring(ring),
+        }
+    }
 }
 
 /// Frames, one after the other, each behind its length.
@@ -233,6 +276,28 @@ mod tests {
         assert_eq!(team.post(9, b"nobody", PLAIN), Posted::Full);
         frames.clear();
         assert!(frames.is_empty());
+    }
+
+    #[test]
+    fn connections_are_given_and_bounded() {
+        let team = Team::new(2, [1, 2]);
+        team.set_ring(1, 7);
+        let some = |port| Connection {
+            fd: std::fs::File::open("/dev/null").unwrap().into(),
+            peer: SocketAddr::from(([192, 0, 2, 1], port)),
+            guest: SocketAddr::from(([10, 0, 2, 100], 80)),
+        };
+        assert_eq!(team.give(1, some(0)).unwrap(), Posted::Ring(7));
+        for port in 1..HAND_OVER_CONNECTIONS as u16 {
+            assert_eq!(team.give(1, some(port)).unwrap(), Posted::Quietly);
+        }
+        assert_eq!(team.give(1, some(999)).unwrap_err().peer.port(), 999);
+        assert!(team.give(2, some(0)).is_err());
+        team.take(1, &mut Frames::default());
+        let ports: Vec<u16> = team.given(1).iter().map(|c| c.peer.port()).collect();
+        assert_eq!(ports, (0..HAND_OVER_CONNECTIONS as u16).collect::<Vec<_>>());
+        assert!(team.given(1).is_empty() && team.given(0).is_empty());
+        assert_eq!(team.give(1, some(0)).unwrap(), Posted::Ring(7));
     }
 
     #[test]

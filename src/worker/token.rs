@@ -16,6 +16,8 @@ pub(super) enum Token {
     Frames,
     /// A bell that could not be rung: that of a worker.
     Bell(u32),
+    /// Multishot accept; the index into the listening sockets.
+    Accept(u32),
     /// A cancellation, whose own result says nothing.
     Cancel,
     /// A part of a datagram send.
@@ -57,6 +59,7 @@ const CANCEL: u8 = 131;
 const DGRAM_SEND: u8 = 132;
 const FRAMES: u8 = 133;
 const BELL: u8 = 134;
+const ACCEPT: u8 = 135;
 
 // The index of a flow fits its 24 bits.
 const _: () = assert!(crate::limits::FLOWS_MAX <= 1 << 24);
@@ -71,6 +74,7 @@ impl Token {
             Self::Cancel => (CANCEL, 0, 0),
             Self::Frames => (FRAMES, 0, 0),
             Self::Bell(worker) => (BELL, worker, 0),
+            Self::Accept(index) => (ACCEPT, index, 0),
             Self::DgramSend { index, part } => (DGRAM_SEND, index, part),
             Self::Sock(op, id) => (op as u8, id.index, id.generation),
         };
@@ -88,6 +92,7 @@ impl Token {
             CANCEL => Self::Cancel,
             FRAMES => Self::Frames,
             BELL => Self::Bell(index),
+            ACCEPT => Self::Accept(index),
             DGRAM_SEND => Self::DgramSend { index, part: data as u32 },
             1 => Self::Sock(Op::Connect, id),
             2 => Self::Sock(Op::Send, id),
@@ -112,7 +117,7 @@ mod tests {
             [Op::Connect, Op::Send, Op::Recv, Op::PollOut, Op::PollError, Op::Data, Op::ErrQueue];
         let mut tokens: Vec<_> = ops.map(|op| Token::Sock(op, id)).into();
         tokens.extend([Token::TapRead, Token::TapWrite(7), Token::Wake, Token::Cancel]);
-        tokens.extend([Token::Frames, Token::Bell(7)]);
+        tokens.extend([Token::Frames, Token::Bell(7), Token::Accept(9)]);
         tokens.push(Token::DgramSend { index: 0xff_ffff, part: 3 });
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), Some(token));
