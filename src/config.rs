@@ -1,6 +1,7 @@
 //! What the operator asked for, resolved and checked once. `cli` writes it, everything else reads it.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
@@ -191,10 +192,28 @@ pub struct NetConfig {
     pub host_loopback: bool,
     /// `.3` and its IPv6 twin forward DNS.
     pub dns: bool,
-    /// Source address of outgoing IPv4 sockets.
-    pub outbound_v4: Option<Ipv4Addr>,
-    /// Source address of outgoing IPv6 sockets.
-    pub outbound_v6: Option<Ipv6Addr>,
+    /// Where outgoing IPv4 sockets leave from; `None`: as the host's routes say.
+    pub outbound_v4: Option<Outbound<Ipv4Addr>>,
+    /// The same for IPv6.
+    pub outbound_v6: Option<Outbound<Ipv6Addr>>,
+}
+
+/// Where outgoing sockets of a family leave from. Those to the host's loopback are free of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outbound<A> {
+    /// From this address of the host, by the interface that the routes say.
+    Address(A),
+    /// By the interface that has this name at the time, from the address that the kernel chooses there.
+    Interface(String),
+}
+
+impl<A: fmt::Display> fmt::Display for Outbound<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => addr.fmt(f),
+            Self::Interface(name) => name.fmt(f),
+        }
+    }
 }
 
 /// IPv4 addresses, laid out as slirp4netns does (compat: network +2, +3, +15..+30, +100).

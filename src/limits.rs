@@ -226,6 +226,9 @@ pub const TAP_TRIES: usize = 50;
 /// See [`TAP_TRIES`]. A killed holder lets go within 20 ms; a busy machine takes longer.
 pub const TAP_RETRY: Millis = Millis(10);
 
+/// How long the index of the interface of `--outbound-addr` is taken for true.
+pub const INTERFACE_FRESH: Millis = Millis(100);
+
 /// Drain time after the command of `ringtap run` ends.
 pub const DRAIN: Millis = Millis::secs(5);
 

@@ -83,8 +83,8 @@ pub(super) const COMMON: &str = "
       --no-dns             no DNS forwarder, and no resolv.conf of ours
       --host-loopback      let the guest reach 127.0.0.1 of this host at the
                            gateway's address
-      --outbound-addr A    source of outgoing IPv4: an address of this host, or
-                           an interface, which means its first address as of now
+      --outbound-addr A    where outgoing IPv4 leaves from: an address of this
+                           host, or an interface
       --outbound-addr6 A   the same for IPv6
 
   -v, --verbose            log more; twice: everything but packets

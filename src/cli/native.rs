@@ -13,7 +13,9 @@ use tracing::Level;
 
 use super::value::{self, BadCidr, BadMac};
 use super::{Command, Host, Refusal, help};
-use crate::config::{Config, Mode, NetConfig, Personality, Target, V4Net, V6Net, default_workers};
+use crate::config::{
+    Config, Mode, NetConfig, Outbound, Personality, Target, V4Net, V6Net, default_workers,
+};
 use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6, WORKERS_MAX};
 use crate::worker::OLDEST_KERNEL;
 
@@ -149,8 +151,8 @@ struct Typed {
     ipv6: bool,
     dns: bool,
     host_loopback: bool,
-    outbound_v4: Option<Ipv4Addr>,
-    outbound_v6: Option<Ipv6Addr>,
+    outbound_v4: Option<Outbound<Ipv4Addr>>,
+    outbound_v6: Option<Outbound<Ipv6Addr>>,
     /// `-v` minus `-q`.
     verbosity: i32,
     log_level: Option<Level>,
@@ -461,10 +463,10 @@ fn tap_name(text: &str) -> Checked<String> {
     }
 }
 
-fn outbound<A: value::Family>(text: &str, family: &str, host: &dyn Host) -> Checked<A> {
+fn outbound<A: value::Family>(text: &str, family: &str, host: &dyn Host) -> Checked<Outbound<A>> {
     if let Some(addr) = A::read(text) {
         return if value::is_local(addr, host) {
-            Ok(addr)
+            Ok(Outbound::Address(addr))
         } else {
             Err("no interface of this host has this address; see `ip address`".to_owned())
         };

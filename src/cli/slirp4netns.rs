@@ -7,7 +7,9 @@
 //! - a MAC that is short, or no address of one interface, is refused (it takes any prefix, then the kernel fails);
 //! - so is an MTU below 68, which no TAP takes, a TAPNAME that the kernel would not take as it stands, a `--cidr` that
 //!   puts the guest into 0/8, 127/8 or multicast, and an empty API socket path;
-//! - an interface name given to `--outbound-addr6` is looked up by itself, and its link-local addresses are passed over;
+//! - an interface given to `--outbound-addr` binds traffic to that interface, from the address that it has at the time
+//!   (slirp4netns takes its first address once, and leaves by whichever interface the routes say);
+//! - one given to `--outbound-addr6` is looked up by itself, and its link-local addresses are passed over;
 //! - with an MTU below 1280 IPv6 is off, with a warning: the guest's kernel would switch it off anyway;
 //! - `--configure` has no effect with `--netns-type=tapfd`, and a warning says so;
 //! - warnings are printed once (it prints those of a failed start twice, out of two copies of one buffer).
@@ -23,7 +25,9 @@ use tracing::Level;
 use super::getopt::{Getopt, Opt};
 use super::value::{self, BadCidr, BadMac};
 use super::{Command, Host, Refusal, help};
-use crate::config::{Config, Mode, NetConfig, Personality, Target, V4Net, V6Net, default_workers};
+use crate::config::{
+    Config, Mode, NetConfig, Outbound, Personality, Target, V4Net, V6Net, default_workers,
+};
 use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6};
 
 /// Longest path of a socket, one byte of `sun_path` being the NUL (unix(7)).
@@ -443,12 +447,12 @@ fn cidr(text: &str) -> Result<V4Net, Bad> {
     })
 }
 
-fn outbound(text: &str, host: &dyn Host) -> Result<Ipv4Addr, Bad> {
+fn outbound(text: &str, host: &dyn Host) -> Result<Outbound<Ipv4Addr>, Bad> {
     value::outbound(text, host)
         .map_or_else(|| plain("outbound-addr has to be valid ipv4 address or interface name."), Ok)
 }
 
-fn outbound6(text: &str, host: &dyn Host) -> Result<Ipv6Addr, Bad> {
+fn outbound6(text: &str, host: &dyn Host) -> Result<Outbound<Ipv6Addr>, Bad> {
     // Its very words, "iterface" included.
     value::outbound(text, host)
         .map_or_else(|| plain("outbound-addr has to be valid ipv4 address or iterface name."), Ok)

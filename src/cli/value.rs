@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Host;
-use crate::config::V4Net;
+use crate::config::{Outbound, V4Net};
 
 /// Longest interface name: `IFNAMSIZ` (linux/if.h) is 16 with the terminating NUL.
 const NAME_MAX: usize = 15;
@@ -132,15 +132,16 @@ impl Family for Ipv6Addr {
     }
 }
 
-/// A source address for outgoing sockets: the address itself, or the first one of the interface with this
-/// name, as it is now.
-pub(super) fn outbound<A: Family>(text: &str, host: &dyn Host) -> Option<A> {
-    A::read(text).or_else(|| {
-        host.addresses()
-            .into_iter()
-            .filter(|(name, _)| name == text)
-            .find_map(|(_, addr)| A::of(addr))
-    })
+/// Where outgoing sockets leave from: an address, or an interface that has one now. (Later it may lose it, and get
+/// another; one that never had any is a mistake.)
+pub(super) fn outbound<A: Family>(text: &str, host: &dyn Host) -> Option<Outbound<A>> {
+    if let Some(addr) = A::read(text) {
+        return Some(Outbound::Address(addr));
+    }
+    host.addresses()
+        .into_iter()
+        .any(|(name, addr)| name == text && A::of(addr).is_some())
+        .then(|| Outbound::Interface(text.to_owned()))
 }
 
 /// Whether an interface of this host has the address.
@@ -261,12 +262,15 @@ mod tests {
 
     #[test]
     fn outbound_addresses() {
-        assert_eq!(outbound("198.51.100.1", &Fake), Some(Ipv4Addr::new(198, 51, 100, 1)));
-        assert_eq!(outbound("eth0", &Fake), Some(Ipv4Addr::new(192, 0, 2, 7)));
+        let address = Outbound::Address(Ipv4Addr::new(198, 51, 100, 1));
+        assert_eq!(outbound("198.51.100.1", &Fake), Some(address));
+        let interface = Outbound::Interface("eth0".into());
+        assert_eq!(outbound::<Ipv4Addr>("eth0", &Fake), Some(interface));
         assert_eq!(outbound::<Ipv4Addr>("eth1", &Fake), None);
         assert_eq!(outbound::<Ipv4Addr>("::1", &Fake), None);
-        // fe80::1 comes first and is passed over.
-        assert_eq!(outbound("eth0", &Fake), Some("2001:db8::7".parse::<Ipv6Addr>().unwrap()));
+        let interface = Outbound::Interface("eth0".into());
+        assert_eq!(outbound::<Ipv6Addr>("eth0", &Fake), Some(interface));
+        // It has a link-local address only.
         assert_eq!(outbound::<Ipv6Addr>("eth1", &Fake), None);
         assert!(is_local(Ipv4Addr::new(192, 0, 2, 8), &Fake));
         assert!(!is_local(Ipv4Addr::new(192, 0, 2, 9), &Fake));

@@ -386,10 +386,10 @@ fn announce(config: &Config) {
     if let Some(path) = &config.api_socket {
         text.push_str(&format!("* API Socket:      {}\n", path.display()));
     }
-    if let Some(addr) = net.outbound_v4 {
+    if let Some(addr) = &net.outbound_v4 {
         text.push_str(&format!("* Outbound IPv4:    {addr}\n"));
     }
-    if let Some(addr) = net.outbound_v6 {
+    if let Some(addr) = &net.outbound_v6 {
         text.push_str(&format!("* Outbound IPv6:    {addr}\n"));
     }
     if let Some([a, b, c, d, e, f]) = net.guest_mac {

@@ -287,7 +287,10 @@ pub(super) fn translate(error: &super::DgramError) -> Option<Unreachable> {
 /// What it means for the guest that the host's kernel refuses a datagram with this errno.
 pub(super) fn from_errno(errno: i32) -> Option<Unreachable> {
     match errno {
-        libc::ENETUNREACH | libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL => Some(Unreachable::Net),
+        // ENODEV: the interface that outgoing traffic is bound to is not there.
+        libc::ENETUNREACH | libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::ENODEV => {
+            Some(Unreachable::Net)
+        }
         libc::EHOSTUNREACH | libc::EHOSTDOWN => Some(Unreachable::Host),
         libc::EACCES | libc::EPERM => Some(Unreachable::Prohibited),
         libc::ECONNREFUSED => Some(Unreachable::Port),

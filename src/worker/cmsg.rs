@@ -17,8 +17,9 @@ const fn space(n: usize) -> usize {
     HEADER + n.next_multiple_of(ALIGN)
 }
 
-/// Room for the control messages of a send: TTL, TOS, segment size.
-pub(super) const SEND_CONTROL: usize = 3 * space(4);
+/// Room for the control messages of a send: TTL, TOS, segment size, and the interface (`struct in6_pktinfo`: an
+/// address and an `int`; `struct in_pktinfo` is shorter).
+pub(super) const SEND_CONTROL: usize = 3 * space(4) + space(20);
 
 /// Bytes of `struct io_uring_recvmsg_out`, in front of all that a multishot `recvmsg` writes.
 const OUT: usize = 16;
@@ -47,26 +48,46 @@ pub(super) struct Received {
     pub(super) len: usize,
 }
 
-/// Writes the control messages for a datagram to `to` and says how many bytes they take.
-pub(super) fn write(control: &mut [u8; SEND_CONTROL], to: &SocketAddr, opts: &SendOpts) -> usize {
+/// Writes the control messages for a datagram to `to` and says how many bytes they take. It leaves by the interface
+/// with the index `via`; 0: as the routes say.
+pub(super) fn write(
+    control: &mut [u8; SEND_CONTROL],
+    to: &SocketAddr,
+    opts: &SendOpts,
+    via: i32,
+) -> usize {
     let (level, ttl, tos) = match to {
         SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_TTL, libc::IP_TOS),
         SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_HOPLIMIT, libc::IPV6_TCLASS),
     };
     let mut at = 0;
     let mut put = |level: i32, kind: i32, data: &[u8]| {
-        let message = &mut control[at..at + space(4)];
+        let message = &mut control[at..at + space(data.len())];
         message.fill(0);
         message[..ALIGN].copy_from_slice(&(HEADER + data.len()).to_ne_bytes());
         message[ALIGN..ALIGN + 4].copy_from_slice(&level.to_ne_bytes());
         message[ALIGN + 4..HEADER].copy_from_slice(&kind.to_ne_bytes());
         message[HEADER..HEADER + data.len()].copy_from_slice(data);
-        at += space(4);
+        at += space(data.len());
     };
     put(level, ttl, &i32::from(opts.ttl).to_ne_bytes());
     put(level, tos, &i32::from(opts.tos).to_ne_bytes());
     if opts.segment != 0 {
         put(libc::SOL_UDP, libc::UDP_SEGMENT, &opts.segment.to_ne_bytes());
+    }
+    // The addresses stay unspecified: the kernel chooses among those of the interface.
+    match to {
+        _ if via == 0 => {}
+        SocketAddr::V4(_) => {
+            let mut info = [0; 12];
+            info[..4].copy_from_slice(&via.to_ne_bytes());
+            put(libc::SOL_IP, libc::IP_PKTINFO, &info);
+        }
+        SocketAddr::V6(_) => {
+            let mut info = [0; 20];
+            info[16..].copy_from_slice(&via.to_ne_bytes());
+            put(libc::SOL_IPV6, libc::IPV6_PKTINFO, &info);
+        }
     }
     at
 }
@@ -362,7 +383,7 @@ mod tests {
             let opts = SendOpts { ttl: 64, tos: 0xb8, df: true, segment };
             let mut control = [0xee; SEND_CONTROL];
             let to = to.parse().unwrap();
-            let len = write(&mut control, &to, &opts);
+            let len = write(&mut control, &to, &opts, 0);
             let mut seen = vec![];
             for_each(&control[..len], |level, kind, data| seen.push((level, kind, data.to_vec())));
             let (level, ttl, tos) = if to.is_ipv4() { (0, 2, 1) } else { (41, 52, 67) };
@@ -370,6 +391,18 @@ mod tests {
             assert_eq!(seen[1], (level, tos, 0xb8i32.to_ne_bytes().to_vec()));
             let run = (segment != 0).then(|| (17, 103, segment.to_ne_bytes().to_vec()));
             assert_eq!(seen.get(2), run.as_ref());
+            // By an interface: one more, at the end.
+            let longer = write(&mut control, &to, &opts, 7);
+            let mut last = None;
+            for_each(&control[len..longer], |level, kind, data| {
+                last = Some((level, kind, data.to_vec()));
+            });
+            let info = if to.is_ipv4() {
+                (0, 8, [7i32.to_ne_bytes(), [0; 4], [0; 4]].concat())
+            } else {
+                (41, 50, [[0; 16].as_slice(), &7i32.to_ne_bytes()].concat())
+            };
+            assert_eq!(last, Some(info));
         }
     }
 }

@@ -19,7 +19,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::{cqueue, opcode, types};
@@ -27,6 +27,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::Worker;
 use super::cmsg::{self, DATA_CONTROL, ERROR_CONTROL, NAME};
+use super::outbound;
 use super::run::{Limit, Run};
 use super::sock::Sock;
 use super::submit::Msg;
@@ -44,6 +45,8 @@ pub(super) struct Sending {
     flow: FlowId,
     slots: Chain,
     run: Run,
+    /// Index of the interface to leave by; 0: as the routes say.
+    via: i32,
     /// Parts that have not completed.
     left: u32,
     /// What a part was refused with.
@@ -94,6 +97,7 @@ impl Worker {
         };
         let mut sock = Sock::new(fd, flow.generation);
         sock.rearm = Op::Data as u8 | Op::ErrQueue as u8;
+        sock.outbound = !matches!(kind, DgramKind::Dns(_));
         sock.run_limit = match kind {
             DgramKind::Udp4 => Limit::ethernet(true),
             DgramKind::Udp6 => Limit::ethernet(false),
@@ -164,7 +168,8 @@ impl Worker {
         let run = Run::new(to, opts, slot.len(), limit);
         let mut slots = Chain::new();
         slots.push_back(slot);
-        let index = self.dgram_sends.put(Sending { flow, slots, run, left: 0, failed: None });
+        let index =
+            self.dgram_sends.put(Sending { flow, slots, run, via: 0, left: 0, failed: None });
         self.dgrams_out.push(index);
         if let Some(sock) = self.sock(flow) {
             sock.open = Some(index);
@@ -195,12 +200,16 @@ impl Worker {
         let raw = sock.raw();
         sock.open = None;
         sock.sends += parts;
+        let via = if sock.outbound { self.interfaces.index(to.ip(), self.now) } else { 0 };
+        if let Some(sending) = self.dgram_sends.get(index) {
+            sending.via = via;
+        }
         for part in 0..parts {
             let Some(sending) = self.dgram_sends.get(index) else { return Ok(()) };
             let msg = self.scratch.next();
             msg.iov.clear();
             sending.for_each(part, |bytes| msg.add(bytes));
-            msg.datagram(to, &opts);
+            msg.datagram(to, &opts, via);
             let entry = opcode::SendMsg::new(types::Fd(raw), &raw const msg.hdr)
                 .flags((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)
                 .build()
@@ -337,9 +346,9 @@ impl Msg {
     }
 
     /// Makes this the `msghdr` of what was added.
-    fn datagram(&mut self, to: SocketAddr, opts: &SendOpts) {
+    fn datagram(&mut self, to: SocketAddr, opts: &SendOpts, via: i32) {
         self.addr = SockAddr::from(to);
-        let len = cmsg::write(&mut self.control.0, &to, opts);
+        let len = cmsg::write(&mut self.control.0, &to, opts, via);
         self.hdr.msg_name = self.addr.as_ptr().cast_mut().cast();
         self.hdr.msg_namelen = self.addr.len();
         self.hdr.msg_iov = self.iov.as_mut_ptr();
@@ -358,10 +367,10 @@ fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Resu
     if matches!(errno, libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ECANCELED) {
         return Err(Errno(errno));
     }
-    let (to, opts) = (sending.run.to(), sending.run.opts());
+    let (to, opts, via) = (sending.run.to(), sending.run.opts(), sending.via);
     let mut msg = Msg::new();
     sending.for_each(part, |bytes| msg.add(bytes));
-    let result = send_clear(sock, &mut msg, to, &opts);
+    let result = send_clear(sock, &mut msg, to, &opts, via);
     let Err(Errno(errno @ (libc::EMSGSIZE | libc::EINVAL | libc::EIO))) = result else {
         return result;
     };
@@ -376,7 +385,7 @@ fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Resu
             msg.iov.clear();
             msg.add(datagram);
             // All are tried, also after one that failed.
-            let sent = send_clear(sock, &mut msg, to, &alone);
+            let sent = send_clear(sock, &mut msg, to, &alone, via);
             result = result.and(sent);
         }
     });
@@ -385,8 +394,14 @@ fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Resu
 
 /// Sends by a plain system call, after taking the socket's pending error away. What is refused all
 /// the same is tried once more: another error may have come in between. The error queue keeps them all.
-fn send_clear(sock: &Sock, msg: &mut Msg, to: SocketAddr, opts: &SendOpts) -> Result<(), Errno> {
-    msg.datagram(to, opts);
+fn send_clear(
+    sock: &Sock,
+    msg: &mut Msg,
+    to: SocketAddr,
+    opts: &SendOpts,
+    via: i32,
+) -> Result<(), Errno> {
+    msg.datagram(to, opts, via);
     let send = || {
         sock.error();
         send_now(sock.raw(), msg)
@@ -439,14 +454,29 @@ fn socket(net: &NetConfig, kind: DgramKind) -> io::Result<Socket> {
         set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
     }
     if let DgramKind::Dns(resolver) = kind {
+        outbound::bind(&socket, net, resolver.ip())?;
         socket.connect(&resolver.into())?;
         return Ok(socket);
     }
-    let source = if v4 { net.outbound_v4.map(IpAddr::V4) } else { net.outbound_v6.map(IpAddr::V6) };
-    if let Some(source) = source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
+    outbound::bind_unconnected(&socket, net, v4)?;
     Ok(socket)
+}
+
+/// Index of the interface that a socket is bound to (`SO_BINDTOIFINDEX`); 0: none.
+pub(super) fn bound_to(socket: &Socket) -> io::Result<i32> {
+    let mut index: i32 = 0;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the option's value is an `int`; `index` and `len` are valid for writes until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            (&raw mut index).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(index) }
 }
 
 /// Sets an option that is an `int`.

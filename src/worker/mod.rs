@@ -34,6 +34,7 @@ mod cmsg;
 mod complete;
 mod dgram;
 mod forward;
+mod outbound;
 mod ring;
 mod run;
 mod sock;
@@ -68,6 +69,7 @@ use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
 use dgram::Sending;
 use forward::Listeners;
+use outbound::Interfaces;
 use ring::{BufRing, Ring};
 use sock::Sock;
 use submit::Scratch;
@@ -246,6 +248,7 @@ struct Worker {
     stack: Stack,
     tap: TapQueue,
     net: NetConfig,
+    interfaces: Interfaces,
     mailbox: Arc<Mailbox>,
     notices: UnboundedSender<Notice>,
     team: Arc<Team>,
@@ -310,6 +313,7 @@ impl Worker {
             scratch: Scratch::new(),
             stack,
             tap,
+            interfaces: Interfaces::new(&net)?,
             net,
             mailbox,
             notices,

@@ -2,12 +2,13 @@
 //! the ring for this.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::outbound;
 use super::run::Limit;
 use super::token::Op;
 use crate::arena::Chain;
@@ -45,6 +46,8 @@ pub(super) struct Sock {
     pub(super) watch: Watch,
     /// Don't-fragment mode the socket is in, to set it only when it changes.
     pub(super) df: Option<bool>,
+    /// Its datagrams leave by the outbound interface, where there is one.
+    pub(super) outbound: bool,
 }
 
 /// A multishot poll for room. A one-shot poll also ends for the peer's FIN (the ring asks for `POLLRDHUP`
@@ -80,6 +83,7 @@ impl Sock {
             sending: Chain::new(),
             watch: Watch::No,
             df: None,
+            outbound: false,
         }
     }
 
@@ -180,12 +184,6 @@ pub(super) fn tcp(net: &NetConfig, to: &SocketAddr) -> io::Result<OwnedFd> {
     socket.set_keepalive(true)?;
     // Urgent bytes are bytes.
     socket.set_out_of_band_inline(true)?;
-    let source = match to {
-        SocketAddr::V4(_) => net.outbound_v4.map(IpAddr::V4),
-        SocketAddr::V6(_) => net.outbound_v6.map(IpAddr::V6),
-    };
-    if let Some(source) = source.filter(|_| !to.ip().is_loopback()) {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
+    outbound::bind(&socket, net, to.ip())?;
     Ok(socket.into())
 }

@@ -12,6 +12,7 @@ mod dns;
 mod icmp;
 mod loopback;
 mod offload;
+mod outbound;
 mod programs;
 mod tcp;
 mod udp;

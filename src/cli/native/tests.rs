@@ -41,8 +41,8 @@ fn every_common_option() {
     assert_eq!(c.net.guest_mac, Some([0x52, 0x54, 0, 0, 0, 1]));
     assert_eq!(c.tap_name, "eth0");
     assert!(!c.net.dns && !c.write_resolv_conf && c.net.host_loopback);
-    assert_eq!(c.net.outbound_v4, Some(Ipv4Addr::new(192, 0, 2, 7)));
-    assert_eq!(c.net.outbound_v6, "2001:db8::7".parse().ok());
+    assert_eq!(c.net.outbound_v4, Some(Outbound::Interface("eth0".into())));
+    assert_eq!(c.net.outbound_v6, "2001:db8::7".parse().ok().map(Outbound::Address));
     assert_eq!(c.log_level, Level::DEBUG);
     assert!(matches!(c.mode, Mode::Run { keep_uid: true, .. }));
     let c = config("ringtap run --no-ipv6 --mtu 68");

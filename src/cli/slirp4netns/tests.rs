@@ -325,8 +325,8 @@ fn other_forms() {
     assert_eq!(strtol(" \t7"), Some(7));
     assert_eq!((strtol(""), strtol("-"), strtol("7 "), strtol("+-7")), (None, None, None, None));
     let c = config("slirp4netns --outbound-addr=eth0 --outbound-addr6=eth0 42 tap0");
-    assert_eq!(c.net.outbound_v4, Some(Ipv4Addr::new(192, 0, 2, 7)));
-    assert_eq!(c.net.outbound_v6, "2001:db8::7".parse().ok());
+    assert_eq!(c.net.outbound_v4, Some(Outbound::Interface("eth0".into())));
+    assert_eq!(c.net.outbound_v6, Some(Outbound::Interface("eth0".into())));
     assert_eq!(config("slirp4netns -m 1279 -6 42 tap0").net.v6, None);
     assert!(config("slirp4netns -m 1280 -6 42 tap0").net.v6.is_some());
 }

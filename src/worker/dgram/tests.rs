@@ -1,7 +1,7 @@
 //! A worker on a real ring with real sockets. A socket pair stands for the TAP, and each test has a
 //! network namespace of its own for the host side (which takes root), so that nothing leaves it.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
