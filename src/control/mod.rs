@@ -8,7 +8,8 @@
 //! the end of a worker. It then stops the workers, leaves the TAP and the file system as they were, ends the
 //! guest's processes where they are its own, and exits with the code that the personality gives.
 //!
-//! It runs on `tokio-uring`, and where io_uring is blocked for it on plain tokio: nothing here needs more.
+//! It runs on `tokio-uring`, and where io_uring is blocked for it on plain tokio: nothing here needs more. So it does when
+//! the process is confined, since that ring could do what the filter forbids, and tokio-uring cannot restrict it.
 
 pub mod api;
 pub mod forwards;
@@ -49,17 +50,18 @@ pub enum End {
 
 /// Forwards until something ends it.
 pub fn run(config: &Config, guest: Guest, inherited: Inherited) -> End {
-    match tokio_uring::Runtime::new(tokio_uring::builder().entries(8)) {
-        Ok(runtime) => runtime.block_on(forward(config, guest, inherited)),
-        Err(e) => {
-            tracing::debug!("control without io_uring: {e}");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            match runtime.context(|| "start the control loop") {
-                Ok(runtime) => tokio::task::LocalSet::new()
-                    .block_on(&runtime, forward(config, guest, inherited)),
-                Err(failure) => End::Failed(failure),
-            }
+    if !(config.sandbox || config.seccomp) {
+        match tokio_uring::Runtime::new(tokio_uring::builder().entries(8)) {
+            Ok(runtime) => return runtime.block_on(forward(config, guest, inherited)),
+            Err(e) => tracing::debug!("control without io_uring: {e}"),
         }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.context(|| "start the control loop") {
+        Ok(runtime) => {
+            tokio::task::LocalSet::new().block_on(&runtime, forward(config, guest, inherited))
+        }
+        Err(failure) => End::Failed(failure),
     }
 }
 
