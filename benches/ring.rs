@@ -48,6 +48,8 @@ fn main() {
 fn nop(c: &mut Criterion) {
     let mut group = c.benchmark_group("turn");
     let mut ring = Ring::new().unwrap();
+    // Not restricted: a worker has no use for NOPs.
+    ring.enable().unwrap();
     for entries in [1, 16, 128] {
         group.bench_function(BenchmarkId::new("NOPs", entries), |b| {
             b.iter(|| {
@@ -93,6 +95,8 @@ fn round_trip(c: &mut Criterion, tap: &TapQueue) {
     let mut ring = Ring::new().unwrap();
     let arena = Arena::new(SLOT_BYTES, 2 * u32::from(TAP_SLOTS)).unwrap();
     let mut buffers = BufRing::new(&ring, 0, TAP_SLOTS, &arena, 0).unwrap();
+    ring.restrict().unwrap();
+    ring.enable().unwrap();
     let fd = types::Fd(tap.fd.as_raw_fd());
     let mut armed = false;
     group.bench_function("write and read by the ring", |b| {

@@ -333,6 +333,8 @@ impl Worker {
             draining: false,
             stopped: false,
         };
+        worker.ring.restrict()?;
+        worker.ring.enable()?;
         worker.arm_bell()?;
         worker.rearm()?;
         worker.ring.submit()?;

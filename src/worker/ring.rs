@@ -1,4 +1,8 @@
 //! The ring: set-up, one `io_uring_enter` per turn, and the provided-buffer rings.
+//!
+//! A ring can open, connect and read like the process that has it, and no filter of system calls sees what it does.
+//! So each is made disabled, gets what it needs (its buffers are registered), loses everything else for
+//! good ([`Ring::restrict`]), and only then [starts](Ring::enable).
 
 #![allow(unsafe_code)]
 
@@ -8,14 +12,40 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use io_uring::register::Restriction;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, cqueue, squeue};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::arena::{Arena, Slot};
 use crate::limits::{CQ_ENTRIES, SQ_ENTRIES};
 
 /// The oldest kernel with all we use: `IORING_OP_READ_MULTISHOT` came with 6.7.
 pub const OLDEST_KERNEL: &str = "6.7";
+
+/// What workers do by the ring: descriptors that are there are read, written, connected, accepted from and
+/// waited for. None of it opens a file or makes a socket but `Accept`, or takes a path.
+pub(super) const OPERATIONS: [u8; 11] = [
+    opcode::ReadMulti::CODE,
+    opcode::Write::CODE,
+    opcode::Send::CODE,
+    opcode::SendMsg::CODE,
+    opcode::Recv::CODE,
+    // Multishot, too.
+    opcode::RecvMsg::CODE,
+    opcode::Connect::CODE,
+    // Multishot, too.
+    opcode::Accept::CODE,
+    opcode::PollAdd::CODE,
+    opcode::AsyncCancel::CODE,
+    opcode::MsgRingData::CODE,
+];
+
+/// Flags that entries may have. No fixed files, no chains, no kernel threads.
+pub(super) const FLAGS: squeue::Flags =
+    squeue::Flags::BUFFER_SELECT.union(squeue::Flags::SKIP_SUCCESS);
+
+/// `IORING_REGISTER_SYNC_CANCEL` (linux/io_uring.h): the only way of `io_uring_register(2)` that is left.
+pub(super) const REGISTER: u8 = 24;
 
 /// A ring owned by one thread.
 pub(super) struct Ring {
@@ -24,7 +54,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Sets the ring up. The calling thread becomes its only submitter.
+    /// Sets the ring up, disabled: nothing can be submitted yet. The calling thread becomes its only submitter.
     ///
     /// # Errors
     /// One line that names the cause and the remedy.
@@ -33,12 +63,13 @@ impl Ring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_submit_all()
+            .setup_r_disabled()
             .setup_cqsize(CQ_ENTRIES)
             .build(SQ_ENTRIES)
             .map_err(explain)?;
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe).map_err(explain)?;
-        if !probe.is_supported(io_uring::opcode::ReadMulti::CODE) {
+        if !probe.is_supported(opcode::ReadMulti::CODE) {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 format!(
@@ -53,6 +84,26 @@ impl Ring {
             EnterFlags::empty()
         };
         Ok(Self { ring, no_iowait })
+    }
+
+    /// Takes away what workers do not do, for good. Buffers must be registered before.
+    ///
+    /// # Errors
+    /// One line that names the cause and the remedy.
+    pub(super) fn restrict(&self) -> io::Result<()> {
+        let mut list: Vec<_> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
+        // Without this one, an entry may have no flag at all.
+        list.push(Restriction::sqe_flags_allowed(FLAGS.bits()));
+        list.push(Restriction::register_op(REGISTER));
+        self.ring.submitter().register_restrictions(&mut list).map_err(explain)
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// One line that names the cause and the remedy.
+    pub(super) fn enable(&self) -> io::Result<()> {
+        self.ring.submitter().register_enable_rings().map_err(explain)
     }
 
     /// Its descriptor, for others to ring.

@@ -7,9 +7,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::thread;
 
+use io_uring::register::Restriction;
 use io_uring::squeue::Flags;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, cqueue, opcode};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 
 use crate::bed::{Buffers, Ring, belief, errno};
 
@@ -252,5 +253,87 @@ fn sync_cancel_leaves_nothing_in_flight() {
         }
         ring.quiet();
         "8 of 8 completions".into()
+    });
+}
+
+/// A ring that is set up and not started.
+fn disabled() -> IoUring {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_submit_all()
+        .setup_r_disabled()
+        .build(16)
+        .unwrap()
+}
+
+#[test]
+fn a_disabled_ring_takes_its_buffers_but_no_entry_and_no_message() {
+    belief(|| {
+        let mut ring = Ring(disabled());
+        let _buffers = Buffers::new(&ring, 1, 4096);
+        // SAFETY: a NOP names no memory.
+        unsafe { ring.0.submission().push(&opcode::Nop::new().build()).unwrap() };
+        assert_eq!(errno(ring.0.submit()), libc::EBADFD);
+        let mut other = Ring::new(64);
+        let bell = || opcode::MsgRingData::new(Fd(ring.0.as_raw_fd()), 0, 7, None).build();
+        other.push(bell(), 0);
+        assert_eq!(other.next().res, -libc::EBADFD);
+        ring.0.submitter().register_enable_rings().unwrap();
+        other.push(bell(), 0);
+        assert_eq!(other.next().res, 0);
+        // What was queued before it was enabled is submitted now.
+        ring.0.submit().unwrap();
+        let (a, b) = (ring.next().data, ring.next().data);
+        assert_eq!((a.min(b), a.max(b)), (0, 7));
+        "buffers yes, entries and messages EBADFD; all of it works once it is enabled".into()
+    });
+}
+
+#[test]
+fn a_restricted_ring_does_what_its_list_has_and_nothing_else() {
+    belief(|| {
+        let (ours, theirs) = pair();
+        let mut ring = Ring(disabled());
+        let mut buffers = Buffers::new(&ring, 1, 4096);
+        let mut list = [
+            Restriction::sqe_op(opcode::Recv::CODE),
+            Restriction::sqe_flags_allowed(Flags::BUFFER_SELECT.bits()),
+        ];
+        ring.0.submitter().register_restrictions(&mut list).unwrap();
+        ring.0.submitter().register_enable_rings().unwrap();
+        ring.push(opcode::Nop::new().build(), 0);
+        assert_eq!(ring.next().res, -libc::EACCES);
+        ring.push(recv(&ours, 0).flags(Flags::ASYNC), 0);
+        assert_eq!(ring.next().res, -libc::EACCES);
+        ring.push(recv(&ours, 0), 0);
+        (&theirs).write_all(b"yes").unwrap();
+        let cqe = ring.next();
+        assert_eq!(buffers.bytes(cqe), b"yes");
+        buffers.give(0);
+        // Not listed: no way of io_uring_register is.
+        let cancel = io_uring::types::CancelBuilder::any();
+        assert_eq!(errno(ring.0.submitter().register_sync_cancel(None, cancel)), libc::EACCES);
+        assert_eq!(errno(ring.0.submitter().register_restrictions(&mut list)), libc::EACCES);
+        // A message into it is the sender's operation.
+        let mut other = Ring::new(64);
+        other.push(opcode::MsgRingData::new(Fd(ring.0.as_raw_fd()), 0, 7, None).build(), 0);
+        assert_eq!((other.next().res, ring.next().data), (0, 7));
+        "operation, flag and register call refused by EACCES; a message comes through".into()
+    });
+}
+
+#[test]
+fn without_a_list_of_flags_no_entry_may_have_one() {
+    belief(|| {
+        let (ours, _theirs) = pair();
+        let mut ring = Ring(disabled());
+        let _buffers = Buffers::new(&ring, 1, 4096);
+        let mut list = [Restriction::sqe_op(opcode::Recv::CODE)];
+        ring.0.submitter().register_restrictions(&mut list).unwrap();
+        ring.0.submitter().register_enable_rings().unwrap();
+        ring.push(recv(&ours, 0), 0);
+        assert_eq!(ring.next().res, -libc::EACCES);
+        "BUFFER_SELECT: EACCES".into()
     });
 }
