@@ -19,7 +19,7 @@
 //! A failure on either side arrives as one line that names the step ([`Failure`]); nothing is left behind.
 //!
 //! **Invariant:** everything unsafe is in [`sys`]; nothing here runs after the first packet but the
-//! init process of `run` and the closing of a TAP ([`tap::leave`]).
+//! init process of `run`, the filter ([`seccomp`]) and the closing of a TAP ([`tap::leave`]).
 
 pub mod command;
 pub mod create;
@@ -28,6 +28,7 @@ pub mod link;
 pub mod mounts;
 pub mod netns;
 pub mod pass;
+pub mod seccomp;
 pub mod sys;
 pub mod tap;
 
