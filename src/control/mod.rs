@@ -29,7 +29,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::boot::create::Made;
 use crate::boot::pass::FromChild;
-use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, create, sys, tap};
+use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, create, seccomp, sys, tap};
 use crate::config::{Config, Mode, Personality};
 use crate::limits::DRAIN;
 use crate::output::{say, say_error};
@@ -215,7 +215,11 @@ async fn watch(
         write_pid_file(path)?;
         traces.pid_file = Some(path.clone());
     }
+    let resolv_conf = config.net.dns.then(resolv::Watch::new).flatten();
     announce(config);
+    if config.seccomp {
+        seccomp::apply(needs(config, life))?;
+    }
     if let Some(ready) = ready {
         say_ready(ready);
     }
@@ -239,7 +243,6 @@ async fn watch(
     };
     let mut exit = std::pin::pin!(exit);
     let mut over = std::pin::pin!(guest_over(life));
-    let resolv_conf = config.net.dns.then(resolv::Watch::new).flatten();
     // After SIGTERM the command has as long to end as data has to drain.
     let mut deadline: Option<tokio::time::Instant> = None;
     let mut told = Signal::SIGTERM;
@@ -277,6 +280,17 @@ async fn watch(
             },
             () = at(deadline) => return Ok(End::Code(128 + told as u8)),
         }
+    }
+}
+
+/// What is still to be done beside forwarding.
+fn needs(config: &Config, life: &Life) -> seccomp::Needs {
+    let made = matches!(life, Life::Ours(_));
+    seccomp::Needs {
+        command: matches!(life, Life::Command(_)),
+        path: made || matches!(life, Life::Path(_)),
+        files: made || config.api_socket.is_some() || config.pid_file.is_some(),
+        mount: made,
     }
 }
 
