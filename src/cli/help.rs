@@ -140,7 +140,7 @@ A network for an unprivileged network namespace (ringtap under this name).
 --userns-path=PATH       user namespace to enter first
 --enable-sandbox         run in a mount namespace of its own, without capabilities
                          (not supported yet)
---enable-seccomp         restrict system calls (not supported yet)
+--enable-seccomp         restrict system calls and io_uring
 --outbound-addr=ADDR     source of outgoing IPv4: an address or an interface
 --outbound-addr6=ADDR    source of outgoing IPv6: an address or an interface
 --disable-dns            no DNS at 10.0.2.3 (or the address that --cidr implies)

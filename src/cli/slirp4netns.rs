@@ -381,7 +381,6 @@ impl Typed {
     fn not_there_yet(&self) -> Option<String> {
         let missing: Vec<&str> = [
             (self.enable_sandbox, "the sandbox of --enable-sandbox"),
-            (self.enable_seccomp, "the filter of --enable-seccomp"),
             (self.api_socket.is_some(), "port forwards (the API socket answers so)"),
         ]
         .into_iter()

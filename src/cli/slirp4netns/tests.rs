@@ -288,8 +288,7 @@ fn as_podman_calls_it() {
         [
             SECCOMP,
             IPV6,
-            "WARNING: not supported yet: the sandbox of --enable-sandbox, the filter of --enable-seccomp, \
-             port forwards (the API socket answers so)"
+            "WARNING: not supported yet: the sandbox of --enable-sandbox, port forwards (the API socket answers so)"
         ]
     );
 }
