@@ -21,6 +21,7 @@ mod workers;
 
 // The program itself.
 mod callers;
+mod confined;
 mod create;
 mod life;
 mod run;
