@@ -65,6 +65,8 @@ pub const DESCRIPTORS_OWN: u64 = 64;
 /// Connections that wait on a forwarded TCP port for being accepted, at most; the kernel takes `net.core.somaxconn`
 /// where that is less.
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// Longest path of a socket, bytes: `sun_path` has 108 with the NUL (unix(7)).
+pub const SOCKET_PATH_MAX: usize = 107;
 /// Clients of the API socket served at a time; more wait in the kernel's queue.
 pub const API_CLIENTS_MAX: usize = 128;
 /// A client of the API socket has this long to send its request, and as long to take the answer; a removed forward's

@@ -22,6 +22,16 @@ fn main() -> ExitCode {
             print(&text);
             ExitCode::SUCCESS
         }
+        Ok(Command::Port(command)) => match control::api::client::run(&command) {
+            Ok(text) => {
+                print(&text);
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                say_error(&format!("ringtap: {failure}"));
+                ExitCode::FAILURE
+            }
+        },
         Ok(Command::Doctor) => {
             let (text, code) = doctor::run();
             print(&text);

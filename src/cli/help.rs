@@ -7,6 +7,7 @@ ringtap: a fast network for rootless containers
 Usage: ringtap run [OPTIONS] [--] [COMMAND [ARGUMENT...]]
        ringtap attach [OPTIONS] PID|NETNS_PATH
        ringtap create [OPTIONS] PATH
+       ringtap port add|list|remove --api PATH [SPEC|ID]
        ringtap doctor
 
 A network namespace that an ordinary user made has no way out. ringtap puts a
@@ -16,6 +17,7 @@ Commands:
   run      make namespaces, give them a network, run a command there
   attach   give a network to a namespace that someone else made
   create   make a network namespace, keep it at a path, and forward for it
+  port     forward more ports into a guest that runs, list them, end them
   doctor   look at this machine: what works, what is slow or missing, and why
 
   ringtap COMMAND --help tells the options of each.
@@ -79,6 +81,10 @@ pub(super) const COMMON: &str = "
       --tap-name NAME      name of the guest's interface (tap0)
       --workers N          threads that forward, 1 to 8, each with a queue of
                            the interface (one for each core)
+  -p, --publish SPEC       forward a port of this host into the guest; may be
+                           given again: [ADDRESS:]PORT[:GUEST_PORT][/udp],
+                           see ringtap port --help
+      --api PATH           make a socket at PATH for ringtap port
       --no-ipv6            IPv4 only
       --no-dns             no DNS forwarder, and no resolv.conf of ours
       --host-loopback      let the guest reach 127.0.0.1 of this host at the
@@ -107,6 +113,39 @@ pub(super) const CREATE_EXAMPLE: &str = "
 Example: a namespace for `ip netns exec`, as root
   ringtap create /run/netns/lab &
   ip netns exec lab ping -c 1 10.0.2.2";
+
+/// `ringtap port --help`.
+pub(super) const PORT: &str = "\
+Usage: ringtap port add --api PATH SPEC
+       ringtap port list --api PATH
+       ringtap port remove --api PATH ID
+
+Asks a ringtap that runs, and was given --api PATH (a slirp4netns that was given
+--api-socket PATH understands it, too), to forward ports of this host into its
+guest. `add` prints the new forward's ID. A forward is there as a whole or not
+at all. One that is removed takes no new connections; those it has go on.
+
+SPEC, here and for --publish:
+  [ADDRESS:]PORT[-PORT][:[GUEST_ADDRESS:]PORT[-PORT]][/tcp|/udp]
+
+  8080:80              port 8080 of every IPv4 address to port 80 of the guest
+  8080                 to the same port of the guest
+  127.0.0.1:8080:80    of one address
+  [::]:8080:80         IPv6: brackets around addresses; `[::]` is all of them
+  5353:53/udp          UDP; without it, and with /tcp, TCP
+  8000-8099:9000       a hundred ports, to 9000 and those that follow it
+  %eth0:8080:80        of one interface; after an address, too: 192.0.2.7%eth0
+  8080:10.0.2.15:80    to another address than the guest's own
+
+The guest sees who connects; peers on this host are shown as the gateway. Ports
+below 1024 need the right: see the sysctl net.ipv4.ip_unprivileged_port_start.
+
+      --api PATH           the socket of the ringtap to ask
+  -h, --help               this text
+
+Example
+  ringtap run --api /tmp/api python3 -m http.server 80 &
+  ringtap port add --api /tmp/api 127.0.0.1:8080:80";
 
 /// `ringtap doctor --help`.
 pub(super) const DOCTOR: &str = "\

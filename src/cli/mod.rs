@@ -7,6 +7,7 @@
 mod getopt;
 mod help;
 mod native;
+mod publish;
 mod slirp4netns;
 mod value;
 
@@ -18,7 +19,7 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::config::Config;
+use crate::config::{Config, PortCommand};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub enum Command {
     Forward(Box<Config>, Vec<String>),
     /// Print this on stdout and exit 0 (help, version). No newline at the end.
     Print(String),
+    /// Ask a program that runs.
+    Port(PortCommand),
     /// Look at this machine.
     Doctor,
 }

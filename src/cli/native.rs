@@ -1,7 +1,9 @@
-//! `ringtap run|attach|create|doctor`: the native command line.
+//! `ringtap run|attach|create|port|doctor`: the native command line.
 //!
 //! Two steps: [`Typed`] is what was written, option by option, each value checked by itself; `into_config` checks
 //! what the options mean together. A refusal is one line that names option, value and remedy; exit code 2.
+
+mod port;
 
 use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -12,11 +14,11 @@ use lexopt::Arg;
 use tracing::Level;
 
 use super::value::{self, BadCidr, BadMac};
-use super::{Command, Host, Refusal, help};
+use super::{Command, Host, Refusal, help, publish};
 use crate::config::{
-    Config, Mode, NetConfig, Outbound, Personality, Target, V4Net, V6Net, default_workers,
+    Config, Forward, Mode, NetConfig, Outbound, Personality, Target, V4Net, V6Net, default_workers,
 };
-use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6, WORKERS_MAX};
+use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6, SOCKET_PATH_MAX, WORKERS_MAX};
 use crate::worker::OLDEST_KERNEL;
 
 /// What refuses an option's value: the reason, without option and value.
@@ -51,7 +53,7 @@ impl Verb {
     }
 }
 
-const VERBS: [&str; 5] = ["run", "attach", "create", "doctor", "help"];
+const VERBS: [&str; 6] = ["run", "attach", "create", "port", "doctor", "help"];
 const EVERY: &[Verb] = &[Verb::Run, Verb::Attach, Verb::Create];
 const LASTING: &[Verb] = &[Verb::Attach, Verb::Create];
 
@@ -63,6 +65,8 @@ const OPTIONS: &[(&str, &[Verb])] = &[
     ("mac", EVERY),
     ("tap-name", EVERY),
     ("workers", EVERY),
+    ("publish", EVERY),
+    ("api", EVERY),
     ("no-ipv6", EVERY),
     ("no-dns", EVERY),
     ("host-loopback", EVERY),
@@ -83,12 +87,15 @@ const OPTIONS: &[(&str, &[Verb])] = &[
 /// Reads everything after the program's name.
 pub(super) fn parse(args: &[OsString], host: &dyn Host) -> Result<Command, Refusal> {
     let Some((verb, rest)) = args.split_first() else {
-        return refuse("a command is missing: run, attach, create or doctor; see ringtap --help");
+        return refuse(
+            "a command is missing: run, attach, create, port or doctor; see ringtap --help",
+        );
     };
     let verb = match verb.to_str().unwrap_or_default() {
         "run" => Verb::Run,
         "attach" => Verb::Attach,
         "create" => Verb::Create,
+        "port" => return port::parse(rest),
         "doctor" => return parse_doctor(rest),
         "help" => return parse_help(rest),
         "-h" | "--help" => return Ok(Command::Print(help::PROGRAM.to_owned())),
@@ -133,6 +140,7 @@ fn parse_help(args: &[OsString]) -> Result<Command, Refusal> {
         Some("run") => Verb::Run.help(),
         Some("attach") => Verb::Attach.help(),
         Some("create") => Verb::Create.help(),
+        Some("port") => help::PORT.to_owned(),
         Some("doctor") => help::DOCTOR.to_owned(),
         Some(_) => {
             return refuse(args.first().map_or_else(String::new, |verb| unknown_verb(verb)));
@@ -162,6 +170,8 @@ struct Typed {
     ready_fd: Option<RawFd>,
     exit_fd: Option<RawFd>,
     pid_file: Option<PathBuf>,
+    forwards: Vec<Forward>,
+    api: Option<PathBuf>,
     /// The command with its arguments (`run`), the PID or path.
     operands: Vec<OsString>,
 }
@@ -189,6 +199,8 @@ impl Typed {
             ready_fd: None,
             exit_fd: None,
             pid_file: None,
+            forwards: Vec::new(),
+            api: None,
             operands: Vec::new(),
         };
         let mut parser = lexopt::Parser::from_args(args);
@@ -211,6 +223,7 @@ impl Typed {
                 Arg::Short('h') => return Ok(None),
                 Arg::Short('v') => "verbose".to_owned(),
                 Arg::Short('q') => "quiet".to_owned(),
+                Arg::Short('p') => "publish".to_owned(),
                 Arg::Short(c) => {
                     return refuse(format!(
                         "-{c}: no such option; see ringtap {} --help",
@@ -277,6 +290,8 @@ impl Typed {
             }
             "exit-fd" => take().and_then(|t| open_fd(&t, host)).map(|v| self.exit_fd = Some(v)),
             "pid-file" => take().and_then(|t| new_file(&t)).map(|v| self.pid_file = Some(v)),
+            "publish" => take().and_then(|t| publish::forward(&t)).map(|v| self.forwards.push(v)),
+            "api" => take().and_then(|t| api_path(&t)).map(|v| self.api = Some(v)),
             _ => Err("is in no list of options here".to_owned()),
         };
         done.map_err(|why| {
@@ -305,6 +320,9 @@ impl Typed {
                 "--outbound-addr6: there is no IPv6 with --no-ipv6; leave one of them out",
             );
         }
+        if !self.ipv6 && self.forwards.iter().any(|forward| forward.host_addr.is_ipv6()) {
+            return refuse("--publish: there is no IPv6 with --no-ipv6; leave one of them out");
+        }
         let mode = self.mode(verb, host)?;
         let mut net = NetConfig::new(self.v4, self.ipv6.then(|| V6Net::fd00(true)), self.mtu);
         if let Some([a, b, c, d, e, f]) = self.mac.filter(|&mac| mac == net.gateway_mac) {
@@ -329,11 +347,11 @@ impl Typed {
             configure: self.configure,
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
-            api_socket: None,
+            api_socket: self.api,
             pid_file: self.pid_file,
             log_level: self.log_level.unwrap_or_else(|| level(verb, self.verbosity)),
             write_resolv_conf: self.dns,
-            forwards: Vec::new(),
+            forwards: self.forwards,
             sandbox: true,
             seccomp: true,
         })
@@ -519,6 +537,14 @@ fn new_file(text: &str) -> Checked<PathBuf> {
         return Err("must be the path of a file".to_owned());
     }
     Ok(text.into())
+}
+
+/// The path of a Unix socket.
+fn api_path(text: &str) -> Checked<PathBuf> {
+    if text.len() > SOCKET_PATH_MAX {
+        return Err(format!("a socket's path has at most {SOCKET_PATH_MAX} bytes"));
+    }
+    new_file(text).map_err(|_| "must be the path of a socket".to_owned())
 }
 
 /// lexopt's own refusals in our words.

@@ -28,10 +28,7 @@ use super::{Command, Host, Refusal, help};
 use crate::config::{
     Config, Mode, NetConfig, Outbound, Personality, Target, V4Net, V6Net, default_workers,
 };
-use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6};
-
-/// Longest path of a socket, one byte of `sun_path` being the NUL (unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
+use crate::limits::{MTU_MAX, MTU_MIN, MTU_MIN_V6, SOCKET_PATH_MAX};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Id {
@@ -114,7 +111,8 @@ pub(super) fn parse(name: &str, args: &[OsString], host: &dyn Host) -> Result<Co
             warnings.push(text);
             Ok(Command::Print(warnings.join("\n")))
         }
-        Ok(Command::Doctor) => Ok(Command::Doctor),
+        // It has no such commands.
+        Ok(other @ (Command::Doctor | Command::Port(_))) => Ok(other),
         Err(Bad { stderr, usage }) => {
             if usage {
                 warnings.push(help::slirp4netns(name));
@@ -379,13 +377,10 @@ impl Typed {
 
     /// What was asked for and is missing in this version, in one line.
     fn not_there_yet(&self) -> Option<String> {
-        let missing: Vec<&str> = [
-            (self.enable_sandbox, "the sandbox of --enable-sandbox"),
-            (self.api_socket.is_some(), "port forwards (the API socket answers so)"),
-        ]
-        .into_iter()
-        .filter_map(|(asked, what)| asked.then_some(what))
-        .collect();
+        let missing: Vec<&str> = [(self.enable_sandbox, "the sandbox of --enable-sandbox")]
+            .into_iter()
+            .filter_map(|(asked, what)| asked.then_some(what))
+            .collect();
         (!missing.is_empty()).then(|| format!("not supported yet: {}", missing.join(", ")))
     }
 }

@@ -20,6 +20,7 @@ mod udp_batch;
 mod workers;
 
 // The program itself.
+mod api;
 mod callers;
 mod confined;
 mod create;

@@ -288,7 +288,7 @@ fn wrong_commands(readme: &str, exists: &dyn Fn(&str) -> bool, options: &str) ->
                     }
                 }
                 if let Some(verb) = rest.iter().find(|w| !w.starts_with('-'))
-                    && !["run", "attach", "create", "doctor"].contains(verb)
+                    && !["run", "attach", "create", "port", "doctor"].contains(verb)
                 {
                     complain(format!("no command {verb}"));
                 }

@@ -81,6 +81,16 @@ fn attach_and_create() {
 }
 
 #[test]
+fn ports_and_their_socket() {
+    let c = config("ringtap run -p 8080:80 -p5353:53/udp --publish=[::1]:1-9 --api /tmp/api -- sh");
+    let ports: Vec<_> = c.forwards.iter().map(|f| (f.transport.name(), f.len())).collect();
+    assert_eq!(ports, [("tcp", 1), ("udp", 1), ("tcp", 9)]);
+    assert_eq!(c.api_socket.as_deref(), Some(Path::new("/tmp/api")));
+    let c = config("ringtap create /x");
+    assert_eq!((c.forwards.len(), c.api_socket), (0, None));
+}
+
+#[test]
 fn log_levels() {
     for (line, level) in [
         ("ringtap run -v", Level::INFO),
@@ -98,7 +108,10 @@ fn log_levels() {
 #[test]
 fn refusals_name_option_value_and_remedy() {
     for (line, text) in [
-        ("ringtap", "a command is missing: run, attach, create or doctor; see ringtap --help"),
+        (
+            "ringtap",
+            "a command is missing: run, attach, create, port or doctor; see ringtap --help",
+        ),
         ("ringtap atach 42", "atach: no such command; did you mean attach?"),
         ("ringtap 42", "42: no such command; see ringtap --help"),
         ("ringtap --mtu 9000", "--mtu: the command comes first, as in: ringtap run --mtu ..."),
@@ -196,6 +209,13 @@ fn refusals_name_option_value_and_remedy() {
             "ringtap attach 42 --ready-fd 3 --exit-fd 3",
             "--exit-fd 3: is the --ready-fd too, and that one is closed when ready; use two",
         ),
+        ("ringtap run -p 80:0 x", "--publish 80:0: port 0: must be from 1 to 65535"),
+        ("ringtap run -p", "--publish: a value is missing"),
+        (
+            "ringtap run --no-ipv6 --publish [::1]:80:80",
+            "--publish: there is no IPv6 with --no-ipv6; leave one of them out",
+        ),
+        ("ringtap run --api /tmp/", "--api /tmp/: must be the path of a socket"),
         ("ringtap attach 42 --pid-file /tmp/", "--pid-file /tmp/: must be the path of a file"),
         (
             "ringtap attach 42 --userns /none",
@@ -236,7 +256,7 @@ fn help_and_version() {
     assert_eq!(printed("ringtap --help"), help::PROGRAM);
     assert_eq!(printed("ringtap help"), help::PROGRAM);
     assert!(printed("ringtap --version").starts_with("ringtap 0."));
-    for verb in ["run", "attach", "create", "doctor"] {
+    for verb in ["run", "attach", "create", "port", "doctor"] {
         let text = printed(&format!("ringtap {verb} --help"));
         assert_eq!(text, printed(&format!("ringtap help {verb}")));
         assert!(text.starts_with(&format!("Usage: ringtap {verb}")));
@@ -256,7 +276,7 @@ fn help_and_options_agree() {
             assert_eq!(listed, verbs.contains(verb), "{} --{name}", verb.name());
         }
     }
-    for text in [help::PROGRAM, help::DOCTOR]
+    for text in [help::PROGRAM, help::PORT, help::DOCTOR]
         .map(str::to_owned)
         .into_iter()
         .chain(EVERY.iter().map(|v| v.help()))

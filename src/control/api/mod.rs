@@ -102,7 +102,7 @@ fn execute<C: Carriers + ?Sized>(forwards: &mut Forwards<'_, C>, request: PortRe
         PortRequest::Add(forward) => match forwards.add(forward) {
             Ok(id) => protocol::added(id),
             Err(refused) => {
-                tracing::info!("add_hostfwd: {}", refused.line);
+                tracing::warn!("add_hostfwd: {}", refused.line);
                 protocol::refused(&refused.into())
             }
         },
