@@ -1,7 +1,7 @@
 //! The API socket and port forwards as a caller asks for them: every reply, clients that misbehave, and the socket's file.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
@@ -22,9 +22,13 @@ fn connect(path: &Path) -> UnixStream {
 /// Everything that comes until the other side closes.
 #[track_caller]
 fn rest(mut stream: &UnixStream) -> String {
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("read the reply");
-    text
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        // It closes with something left to read where a request is too long.
+        Err(e) if against_slirp() && e.kind() == ErrorKind::ConnectionReset => {}
+        read => drop(read.expect("read the reply")),
+    }
+    String::from_utf8(bytes).expect("text")
 }
 
 /// One request as callers send it, and its reply.
@@ -247,7 +251,8 @@ fn the_file_goes_with_the_program() {
         return;
     }
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        let proc = start(&bed, &bed.guest(), &bed.dir.path("other"), "");
+        let second = bed.guest();
+        let proc = start(&bed, &second, &bed.dir.path("other"), "");
         proc.signal(signal);
         assert_eq!(proc.wait(PATIENCE).signal(), Some(signal as i32));
         assert!(!bed.dir.path("other").exists(), "{signal}");
@@ -293,7 +298,7 @@ fn a_file_in_the_way() {
     // Another program's is its own.
     let other = bed.dir.path("other");
     let _theirs = UnixListener::bind(&other).expect("listen");
-    native(&other).refused_with(&["another process listens there"]);
+    native(&other).refused_with(&["another process has its socket there"]);
     assert!(other.exists());
     assert!(!guest.ns.cmd("ip link show dev tap0").run().success());
 }

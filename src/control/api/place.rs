@@ -31,7 +31,9 @@ impl Place {
                 ));
             }
             Ok(_) if !replace_live && somebody_listens(path) => {
-                return Err(io::Error::other("another process listens there; choose another path"));
+                return Err(io::Error::other(
+                    "another process has its socket there; choose another path",
+                ));
             }
             Ok(_) => fs::remove_file(path)?,
             Err(_) => {}
@@ -51,16 +53,13 @@ impl Drop for Place {
     }
 }
 
-/// Whether a connection to a socket comes about. Without waiting: a queue that is full is somebody's.
+/// Whether a socket is somebody's: all but that nobody listens says so, a full queue and a lack of rights, too.
 fn somebody_listens(path: &Path) -> bool {
     let connect = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         socket.connect(&SockAddr::unix(path)?)
     };
-    match connect() {
-        Ok(()) => true,
-        Err(e) => e.raw_os_error() == Some(Errno::EAGAIN as i32),
-    }
+    !matches!(connect(), Err(e) if e.raw_os_error() == Some(Errno::ECONNREFUSED as i32))
 }
 
 #[cfg(test)]
@@ -90,7 +89,7 @@ mod tests {
         let (listener, place) = Place::bind(&path, false).unwrap();
         assert!(somebody_listens(&path));
         let e = Place::bind(&path, false).unwrap_err();
-        assert!(e.to_string().starts_with("another process listens there"), "{e}");
+        assert!(e.to_string().starts_with("another process has its socket there"), "{e}");
         drop((listener, place));
         assert!(!path.exists());
     }

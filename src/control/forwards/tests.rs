@@ -1,7 +1,8 @@
 //! The registry on real sockets of the loopback, with workers that only take notes.
 
 use std::cell::RefCell;
-use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::*;
 
@@ -45,25 +46,20 @@ impl Carriers for Notes {
     }
 }
 
-/// A port of the loopback that nobody has, and as many behind it; below those that the kernel hands out by itself.
-fn free(transport: Transport, count: u16) -> u16 {
-    let mut from = 12_000 + (std::process::id() % 8_000) as u16;
-    loop {
-        let taken = (from..from + count).find(|&port| match transport {
-            Transport::Tcp => TcpListener::bind(("127.0.0.1", port)).is_err(),
-            Transport::Udp => UdpSocket::bind(("127.0.0.1", port)).is_err(),
-        });
-        match taken {
-            None => return from,
-            Some(port) => from = port + 1,
-        }
-    }
+/// An address of the loopback that no other test uses, so that all its ports are free.
+fn own() -> Ipv4Addr {
+    static COUNT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | high, low, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn forward(transport: Transport, first: u16, end: u16) -> Forward {
+/// The first port of a test.
+const FIRST: u16 = 12_000;
+
+fn forward(transport: Transport, host: Ipv4Addr, first: u16, end: u16) -> Forward {
     Forward {
         transport,
-        host_addr: [127, 0, 0, 1].into(),
+        host_addr: host.into(),
         interface: None,
         host_ports: first..=end,
         guest_addr: None,
@@ -85,14 +81,14 @@ fn refused(forwards: &mut Forwards<'_, Notes>, forward: Forward) -> String {
 async fn it_listens_until_it_is_removed_and_numbers_are_not_used_again() {
     let (notes, net) = (Notes::new(2), NetConfig::native());
     let mut forwards = Forwards::new(&notes, &net);
-    let port = free(Transport::Tcp, 1);
+    let (host, port) = (own(), FIRST);
     for id in 1..4 {
-        assert_eq!(forwards.add(forward(Transport::Tcp, port, port)).unwrap(), ForwardId(id));
-        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert_eq!(forwards.add(forward(Transport::Tcp, host, port, port)).unwrap(), ForwardId(id));
+        TcpStream::connect((host, port)).unwrap();
         let rules: Vec<_> = forwards.list().map(|(id, f)| (id, f.guest_addr)).collect();
         assert_eq!(rules, [(ForwardId(id), Some([10, 0, 2, 100].into()))]);
         assert!(forwards.remove(ForwardId(id)).unwrap().done().await);
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+        assert!(TcpStream::connect((host, port)).is_err());
         assert!(forwards.remove(ForwardId(id)).is_none());
     }
     assert_eq!(forwards.ports, 0);
@@ -103,8 +99,8 @@ fn a_range_is_spread_and_its_ports_lead_to_their_own() {
     for transport in [Transport::Tcp, Transport::Udp] {
         let (notes, net) = (Notes::new(3), NetConfig::native());
         let mut forwards = Forwards::new(&notes, &net);
-        let first = free(transport, 10);
-        forwards.add(forward(transport, first, first + 9)).unwrap();
+        let (host, first) = (own(), FIRST);
+        forwards.add(forward(transport, host, first, first + 9)).unwrap();
         assert_eq!(notes.counts(), [4, 3, 3]);
         let guests: Vec<_> = (80..90).map(|p| SocketAddr::from(([10, 0, 2, 100], p))).collect();
         assert_eq!(notes.guests(), guests);
@@ -116,21 +112,21 @@ fn a_range_with_a_port_that_is_taken_leaves_nothing() {
     for transport in [Transport::Tcp, Transport::Udp] {
         let (notes, net) = (Notes::new(2), NetConfig::native());
         let mut forwards = Forwards::new(&notes, &net);
-        let first = free(transport, 5);
-        let own = forwards.add(forward(transport, first + 3, first + 3)).unwrap();
+        let (host, first) = (own(), FIRST);
+        let own = forwards.add(forward(transport, host, first + 3, first + 3)).unwrap();
         let name = transport.name().to_uppercase();
         assert_eq!(
-            refused(&mut forwards, forward(transport, first, first + 4)),
+            refused(&mut forwards, forward(transport, host, first, first + 4)),
             format!(
-                "{name} port {} of 127.0.0.1: Address already in use by forward 1; remove it or choose another port",
+                "{name} port {} of {host}: Address already in use by forward 1; remove it or choose another port",
                 first + 3
             )
         );
         assert_eq!(notes.counts().iter().sum::<usize>(), 1);
         // The ports before it are free again.
-        forwards.add(forward(transport, first, first + 2)).unwrap();
+        forwards.add(forward(transport, host, first, first + 2)).unwrap();
         assert!(forwards.remove(own).is_some());
-        forwards.add(forward(transport, first + 3, first + 4)).unwrap();
+        forwards.add(forward(transport, host, first + 3, first + 4)).unwrap();
     }
 }
 
@@ -139,14 +135,15 @@ fn a_port_of_another_program() {
     let (notes, net) = (Notes::new(1), NetConfig::native());
     let mut forwards = Forwards::new(&notes, &net);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = Ipv4Addr::LOCALHOST;
     let port = taken.local_addr().unwrap().port();
     assert_eq!(
-        refused(&mut forwards, forward(Transport::Tcp, port, port)),
+        refused(&mut forwards, forward(Transport::Tcp, host, port, port)),
         format!(
             "TCP port {port} of 127.0.0.1: Address already in use by another program; choose another port or address"
         )
     );
-    let mut elsewhere = forward(Transport::Udp, 8080, 8080);
+    let mut elsewhere = forward(Transport::Udp, host, 8080, 8080);
     elsewhere.host_addr = [192, 0, 2, 1].into();
     assert_eq!(
         refused(&mut forwards, elsewhere.clone()),
@@ -166,7 +163,7 @@ fn a_port_that_needs_a_right() {
     let forwards = Forwards::new(&notes, &net);
     let e = io::Error::from_raw_os_error(libc::EACCES);
     assert_eq!(
-        forwards.explain(&forward(Transport::Tcp, 80, 80), 80, &e).line,
+        forwards.explain(&forward(Transport::Tcp, Ipv4Addr::LOCALHOST, 80, 80), 80, &e).line,
         "TCP port 80 of 127.0.0.1: Permission denied; lower the sysctl net.ipv4.ip_unprivileged_port_start to 80, or \
          choose a higher port"
     );
@@ -177,25 +174,25 @@ fn more_ports_than_open_files() {
     let (notes, net) = (Notes::new(1), NetConfig::native());
     let mut forwards = Forwards::new(&notes, &net);
     forwards.descriptors = DESCRIPTORS_OWN + 4;
-    let first = free(Transport::Udp, 6);
-    forwards.add(forward(Transport::Udp, first, first + 1)).unwrap();
+    let (host, first) = (own(), FIRST);
+    forwards.add(forward(Transport::Udp, host, first, first + 1)).unwrap();
     assert_eq!(
-        refused(&mut forwards, forward(Transport::Udp, first + 2, first + 4)),
+        refused(&mut forwards, forward(Transport::Udp, host, first + 2, first + 4)),
         "3 more ports with 2 forwarded already and 64 kept for the rest: 69 open files, and the limit is 68; raise it \
          (ulimit -Hn, LimitNOFILE= of systemd)"
     );
-    forwards.add(forward(Transport::Udp, first + 2, first + 3)).unwrap();
+    forwards.add(forward(Transport::Udp, host, first + 2, first + 3)).unwrap();
     assert!(forwards.remove(ForwardId(1)).is_some());
-    forwards.add(forward(Transport::Udp, first, first + 1)).unwrap();
+    forwards.add(forward(Transport::Udp, host, first, first + 1)).unwrap();
 }
 
 #[test]
 fn ipv6_has_sockets_of_its_own() {
     let (notes, net) = (Notes::new(1), NetConfig::native());
     let mut forwards = Forwards::new(&notes, &net);
-    let port = free(Transport::Tcp, 1);
-    let mut four = forward(Transport::Tcp, port, port);
-    four.host_addr = [0, 0, 0, 0].into();
+    // Of all addresses; a port that the kernel has just found free.
+    let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let four = forward(Transport::Tcp, Ipv4Addr::UNSPECIFIED, port, port);
     let six = Forward { host_addr: Ipv6Addr::UNSPECIFIED.into(), ..four.clone() };
     forwards.add(six.clone()).unwrap();
     forwards.add(four).unwrap();
@@ -262,7 +259,7 @@ fn addresses_that_cannot_be() {
             "guest_addr: ff02::1: is no address of a guest; leave it out to get the guest's own",
         ),
     ] {
-        let mut asked = forward(Transport::Tcp, 8080, 8080);
+        let mut asked = forward(Transport::Tcp, Ipv4Addr::LOCALHOST, 8080, 8080);
         asked.host_addr = host.parse().unwrap();
         asked.guest_addr = guest.map(|g: &str| g.parse().unwrap());
         assert_eq!(refused(&mut Forwards::new(&notes, net), asked), line);
@@ -272,7 +269,7 @@ fn addresses_that_cannot_be() {
     for (asked, becomes) in
         [("0.0.0.0", "10.0.2.100"), ("10.0.2.15", "10.0.2.15"), ("10.88.0.2", "10.88.0.2")]
     {
-        let mut rule = forward(Transport::Tcp, 8080, 8080);
+        let mut rule = forward(Transport::Tcp, Ipv4Addr::LOCALHOST, 8080, 8080);
         rule.guest_addr = asked.parse().ok();
         assert_eq!(guest_addr(&rule, &native), Ok(becomes.parse().unwrap()));
     }
