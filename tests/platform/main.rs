@@ -8,6 +8,7 @@
 
 mod bed;
 mod foreign_tap;
+mod forward;
 mod ring;
 mod socket;
 mod tap;
