@@ -1,7 +1,7 @@
 //! The guest: smoltcp's TCP behind a TAP in memory.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ringtap::time::{Millis, Time};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -311,6 +311,17 @@ fn edit_options(mut rest: &mut [u8], spec: &FlowSpec) {
 }
 
 impl App {
+    /// What a peer that opens the connection is, and where it leads.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        let (peer, guest): (IpAddr, IpAddr) = if self.spec.v6 {
+            (HOST6.into(), GUEST6.into())
+        } else {
+            (HOST4.into(), GUEST4.into())
+        };
+        let index = self.index as u16;
+        (SocketAddr::new(peer, TO + index), SocketAddr::new(guest, FROM + index))
+    }
+
     fn run(&mut self, iface: &mut Interface, set: &mut SocketSet<'_>, now: Time, epoch: Time) {
         let socket = set.get_mut::<Socket<'_>>(self.handle);
         let start = epoch + Millis(self.spec.start);
@@ -321,7 +332,11 @@ impl App {
             self.started = true;
             let to: IpAddr = if self.spec.v6 { HOST6.into() } else { HOST4.into() };
             let (from, to) = (FROM + self.index as u16, (to, TO + self.index as u16));
-            socket.connect(iface.context(), to, from).expect("a fresh socket connects");
+            if self.spec.inbound {
+                socket.listen(from).expect("a fresh socket listens");
+            } else {
+                socket.connect(iface.context(), to, from).expect("a fresh socket connects");
+            }
         }
         if self.outcome != Outcome::Open {
             return;

@@ -272,18 +272,7 @@ impl Host {
                     return Some(Event::TcpConnected { flow, result });
                 }
                 sock.connected = true;
-                self.agenda.push(now, (flow, Todo::PeerWrites));
-                match spec.host_fate {
-                    Fate::Lives => {}
-                    Fate::Resets(ms) => {
-                        self.agenda.push(now + Millis(ms), (flow, Todo::PeerResets));
-                    }
-                    Fate::Vanishes(ms) => {
-                        self.agenda.push(now + Millis(ms), (flow, Todo::PeerVanishes));
-                        // Keep-alive or retransmission of the host's kernel ends it some day.
-                        self.agenda.push(now + Millis(ms + 900_000), (flow, Todo::PeerResets));
-                    }
-                }
+                self.connected(flow, spec.host_fate, now);
                 return Some(Event::TcpConnected { flow, result: Ok(()) });
             }
             Todo::Sent => {
@@ -372,6 +361,29 @@ impl Host {
             Todo::PeerVanishes => sock.gone = true,
         }
         None
+    }
+
+    /// A connection that the peer has opened, and the core has taken.
+    pub fn accept(&mut self, flow: FlowId, index: usize, now: Time) {
+        let spec = self.specs[index];
+        self.reports[index].connects += 1;
+        let sock = Sock { connected: true, ..Sock::new(index, spec) };
+        assert!(self.socks.insert(flow, sock).is_none(), "accepts twice");
+        self.open += 1;
+        self.connected(flow, spec.host_fate, now);
+    }
+
+    fn connected(&mut self, flow: FlowId, fate: Fate, now: Time) {
+        self.agenda.push(now, (flow, Todo::PeerWrites));
+        match fate {
+            Fate::Lives => {}
+            Fate::Resets(ms) => self.agenda.push(now + Millis(ms), (flow, Todo::PeerResets)),
+            Fate::Vanishes(ms) => {
+                self.agenda.push(now + Millis(ms), (flow, Todo::PeerVanishes));
+                // Keep-alive or retransmission of the host's kernel ends it some day.
+                self.agenda.push(now + Millis(ms + 900_000), (flow, Todo::PeerResets));
+            }
+        }
     }
 
     fn peer_reads(&mut self, flow: FlowId, now: Time) {

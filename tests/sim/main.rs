@@ -15,6 +15,7 @@ mod clock;
 mod guest;
 mod host;
 mod hostile;
+mod inbound;
 mod late;
 mod link;
 mod model;
@@ -47,14 +48,18 @@ fn number(text: &str) -> u64 {
 
 /// Runs one seed; false, with its parameters on stderr, when it fails.
 fn holds(seed: u64, pools: &Pools) -> bool {
-    let spec = scenarios::from_seed(seed);
+    holds_as(&scenarios::from_seed(seed), pools)
+}
+
+/// Runs one scenario; false, with its parameters on stderr, when it fails.
+fn holds_as(spec: &spec::Spec, pools: &Pools) -> bool {
     let run = AssertUnwindSafe(|| {
-        world::World::new(&spec, pools).run();
+        world::World::new(spec, pools).run();
     });
     if catch_unwind(run).is_ok() {
         return true;
     }
-    eprintln!("SIM_SEED={seed:#x} fails ({}): {spec:?}\n", spec.name);
+    eprintln!("SIM_SEED={:#x} fails ({}): {spec:?}\n", spec.seed, spec.name);
     false
 }
 

@@ -57,6 +57,23 @@ struct Seen {
     fin: bool,
 }
 
+impl Seen {
+    /// A connection that begins with our SYN.
+    fn ours(seq: u32, scale: u8) -> Self {
+        Self {
+            iss: 0,
+            sent: 0,
+            guest_edge: None,
+            guest_scale: None,
+            guest_mss: 0,
+            our_scale: scale,
+            acked: None,
+            next: Some(seq.wrapping_add(1)),
+            fin: false,
+        }
+    }
+}
+
 fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
@@ -87,6 +104,24 @@ impl Wire {
             .wrapping_add(u32::from(packet.syn()) + u32::from(packet.fin()));
         if packet.syn() {
             let (mss, scale) = options(&packet);
+            if packet.ack() {
+                // The answer to our SYN, for the first time.
+                let ack = packet.ack_number().0 as u32;
+                if let Some(seen) = self.flows.get_mut(&packet.src_port())
+                    && seen.next == Some(ack)
+                    && seen.acked.is_none()
+                {
+                    (seen.iss, seen.sent) = (seq, end);
+                    seen.acked = Some((end, end.wrapping_add(65535)));
+                    seen.guest_edge = Some(ack.wrapping_add(u32::from(packet.window_len())));
+                    seen.guest_scale = scale;
+                    seen.guest_mss = mss.unwrap_or(if v6 { 1220 } else { 536 });
+                    if scale.is_none() {
+                        seen.our_scale = 0;
+                    }
+                }
+                return;
+            }
             if self.flows.get(&packet.src_port()).is_none_or(|seen| seen.iss != seq) {
                 let seen = Seen {
                     iss: seq,
@@ -121,13 +156,27 @@ impl Wire {
     /// A segment (whole, before it is cut) that the core writes; `gso` is its segment size.
     pub fn guest_hears(&mut self, tcp: &[u8], gso: u16) {
         let packet = TcpPacket::new_checked(tcp).expect("a TCP header of ours");
+        if packet.syn() && !packet.ack() {
+            let seq = packet.seq_number().0 as u32;
+            self.flows.entry(packet.dst_port()).or_insert_with(|| Seen::ours(seq, 7));
+        }
         let Some(seen) = self.flows.get_mut(&packet.dst_port()) else { return };
         if packet.rst() {
             return;
         }
         let seq = packet.seq_number().0 as u32;
         let ack = packet.ack_number().0 as u32;
-        assert!(packet.ack(), "every segment of ours acknowledges");
+        if packet.syn() && !packet.ack() {
+            let (mss, scale) = options(&packet);
+            assert!(mss.is_some() && scale.is_some(), "a SYN without options");
+            let again = seen.next == Some(seq.wrapping_add(1));
+            assert!(seen.acked.is_none() || !again, "a SYN after its answer");
+            if !again {
+                *seen = Seen::ours(seq, scale.unwrap_or(0));
+            }
+            return;
+        }
+        assert!(packet.ack(), "every other segment of ours acknowledges");
         if packet.syn() {
             let (mss, scale) = options(&packet);
             assert!(mss.is_some(), "a SYN-ACK without MSS");

@@ -78,6 +78,8 @@ pub enum Mss {
 #[derive(Clone, Copy, Debug)]
 pub struct FlowSpec {
     pub v6: bool,
+    /// The guest is the server: the host's peer opens the connection.
+    pub inbound: bool,
     /// ms.
     pub start: u64,
     pub mss: Mss,
@@ -109,6 +111,7 @@ impl FlowSpec {
     pub fn plain(guest_bytes: u64, host_bytes: u64) -> Self {
         Self {
             v6: false,
+            inbound: false,
             start: 0,
             mss: Mss::Keep,
             scale: true,

@@ -162,6 +162,37 @@ fn joins(head: &[u8], size: u16, packet: &[u8]) -> bool {
         && view.end == packet.len()
 }
 
+/// The guest's answer to a question of the gateway for a neighbour: every address is the guest's.
+pub fn neighbour(frame: &[u8]) -> Option<Vec<u8>> {
+    let packet = &frame[L3..];
+    if frame[L3 - 2..L3] == [0x08, 0x06] {
+        if packet[7] != 1 {
+            return None;
+        }
+        let mut answer = vec![0; VNET];
+        answer.extend_from_slice(&GATEWAY_MAC);
+        answer.extend_from_slice(&GUEST_MAC);
+        answer.extend_from_slice(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2]);
+        answer.extend_from_slice(&GUEST_MAC);
+        answer.extend_from_slice(&packet[24..28]);
+        answer.extend_from_slice(&packet[8..18]);
+        return Some(answer);
+    }
+    let view = View::of(packet).filter(|view| view.proto == 58)?;
+    if packet[view.l4] != 135 {
+        return None;
+    }
+    let target = &packet[view.l4 + 8..view.l4 + 24];
+    let mut advert = packet[..view.l4 + 32].to_vec();
+    advert[view.l4] = 136;
+    advert[view.l4 + 4] = 0x60;
+    advert[8..24].copy_from_slice(target);
+    advert[24..40].copy_from_slice(&packet[8..24]);
+    advert[view.l4 + 24] = 2;
+    advert[view.l4 + 26..].copy_from_slice(&GUEST_MAC);
+    Some(self::frame(&advert, None))
+}
+
 /// The same for a datagram, or a run of them.
 fn split_udp(packet: &[u8], view: &View, gso: u8, size: u16) -> Vec<Vec<u8>> {
     let payload = &packet[view.l4 + 8..];

@@ -293,6 +293,22 @@ impl Trace {
         self.turn();
     }
 
+    /// A peer has opened a connection to the guest's port, and the guest has said where it is.
+    pub fn accept(&mut self) {
+        let (guest, peer) = ((GUEST4, self.ports.0).into(), (self.host, self.ports.1).into());
+        self.flow = self.stack.handle_accepted(peer, guest, self.now).expect("a flow");
+        let mut reply = vec![0; 10];
+        reply.extend_from_slice(&tap::GATEWAY_MAC);
+        reply.extend_from_slice(&tap::GUEST_MAC);
+        reply.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+        reply.extend_from_slice(&tap::GUEST_MAC);
+        reply.extend_from_slice(&GUEST4.octets());
+        reply.extend_from_slice(&tap::GATEWAY_MAC);
+        reply.extend_from_slice(&[10, 0, 2, 2]);
+        self.raw(&reply);
+        self.turn();
+    }
+
     /// The next thing the core has asked for.
     pub fn action(&mut self) -> Action {
         self.actions.pop_front().expect("the core asks for something")

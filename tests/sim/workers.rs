@@ -54,6 +54,8 @@ struct Crew {
     wire: Wire,
     /// The queue that was last written to, by the guest's port.
     steered: HashMap<u16, usize>,
+    /// Connections that peers will open.
+    calls: Agenda<usize>,
     rng: Rng,
     now: Time,
     spec: Spec,
@@ -97,6 +99,12 @@ impl Crew {
             down: Link::new(spec.down, spec.seed ^ 2, 40..usize::MAX),
             wire: Wire::default(),
             steered: HashMap::new(),
+            calls: {
+                let mut calls = Agenda::new();
+                let inbound = spec.flows.iter().enumerate().filter(|(_, flow)| flow.inbound);
+                inbound.for_each(|(i, flow)| calls.push(Time(flow.start), i));
+                calls
+            },
             rng: Rng::new(spec.seed ^ 3),
             now: Time(0),
             spec: spec.clone(),
@@ -136,11 +144,20 @@ impl Crew {
             self.up.send(self.now, frame);
         }
         while let Some(frame) = self.up.receive(self.now) {
-            let Some((view, tcp)) = frame.get(24..).and_then(tap::tcp_of) else { continue };
+            let Some((view, tcp)) = frame.get(24..).and_then(tap::tcp_of) else {
+                // The answer of a neighbour: whoever has asked.
+                let queue = self.rng.below(self.ways.workers as u64) as usize;
+                self.members[queue].queue.push_back(frame);
+                continue;
+            };
             let port = tcp.src_port();
             self.wire.guest_says(view.src.is_ipv6(), tcp.into_inner());
             let queue = self.queue_of(port);
             self.members[queue].queue.push_back(frame);
+            busy = true;
+        }
+        while let Some(index) = self.calls.pop(self.now) {
+            self.call(index);
             busy = true;
         }
         for me in 0..self.members.len() {
@@ -151,6 +168,19 @@ impl Crew {
             self.guest.deliver(packet);
         }
         busy
+    }
+
+    /// A peer's connection comes to a worker, which may place it with another.
+    fn call(&mut self, index: usize) {
+        let (peer, guest) = self.guest.apps[index].ends();
+        let me = self.rng.below(self.ways.workers as u64) as usize;
+        let to = self.members[me].stack.place_accepted();
+        let member = &mut self.members[to.map_or(me, usize::from)];
+        let flow = match to {
+            Some(_) => member.stack.handle_placed(peer, guest, self.now),
+            None => member.stack.handle_accepted(peer, guest, self.now),
+        };
+        member.host.accept(flow.expect("a flow"), index, self.now);
     }
 
     /// A turn of one worker.
@@ -194,6 +224,9 @@ impl Crew {
     }
 
     fn tap_write(&mut self, me: usize, slot: Slot, keep: Option<FlowId>) {
+        if let Some(answer) = tap::neighbour(slot.bytes()) {
+            self.up.send(self.now, answer);
+        }
         for packet in tap::split(slot.bytes(), &mut self.wire) {
             if let Some((_, tcp)) = tap::tcp_of(&packet) {
                 self.steered.insert(tcp.dst_port(), me);
@@ -222,20 +255,20 @@ impl Crew {
             [m.host.next(), m.written.next(), m.inbox.next(), m.stack.poll_timeout()]
         });
         let members = members.flatten().min();
-        [self.guest.next(self.now), self.up.next(), self.down.next(), members]
-            .into_iter()
-            .flatten()
-            .min()
+        let others = [self.up.next(), self.down.next(), self.calls.next(), members];
+        [self.guest.next(self.now)].into_iter().chain(others).flatten().min()
     }
 
     fn over(&self) -> bool {
-        self.members.iter().all(|m| {
-            m.host.open == 0
-                && m.stack.stats().flows == 0
-                && m.queue.is_empty()
-                && m.inbox.next().is_none()
-                && m.written.next().is_none()
-        }) && self.guest.apps.iter().all(|app| app.outcome != Outcome::Open)
+        self.calls.next().is_none()
+            && self.members.iter().all(|m| {
+                m.host.open == 0
+                    && m.stack.stats().flows == 0
+                    && m.queue.is_empty()
+                    && m.inbox.next().is_none()
+                    && m.written.next().is_none()
+            })
+            && self.guest.apps.iter().all(|app| app.outcome != Outcome::Open)
             && self.up.next().is_none()
     }
 
@@ -289,12 +322,14 @@ fn spec(seed: u64, loss: u64, flows: Vec<FlowSpec>) -> Spec {
 fn mixed(seed: u64) -> Vec<FlowSpec> {
     let mut rng = Rng::new(seed ^ 0xf10e);
     (0..rng.range(1, 8))
-        .map(|_| {
+        .map(|i| {
             let (up, down) = (rng.range(1, 300_000), rng.range(1, 300_000));
             let guest_first = rng.chance(500);
             let pause = rng.chance(500).then_some((up / 2, 4000));
             FlowSpec {
                 v6: rng.chance(500),
+                // From outside, every other of every other crew.
+                inbound: seed.is_multiple_of(2) && i % 2 == 0,
                 start: rng.range(0, 50),
                 guest_write: Pace { bytes: 40_000, gap: 1, pause },
                 host_delay: rng.range(0, 2),

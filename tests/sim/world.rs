@@ -36,6 +36,8 @@ pub struct World {
     /// Frames that wait for a slot.
     queue: VecDeque<Vec<u8>>,
     written: Agenda<(FlowId, Slot)>,
+    /// Connections that peers will open.
+    calls: Agenda<usize>,
     last_written: Time,
     rng: Rng,
     pub now: Time,
@@ -64,6 +66,12 @@ impl World {
             wire: Wire::default(),
             queue: VecDeque::new(),
             written: Agenda::new(),
+            calls: {
+                let mut calls = Agenda::new();
+                let inbound = spec.flows.iter().enumerate().filter(|(_, flow)| flow.inbound);
+                inbound.for_each(|(i, flow)| calls.push(epoch + Millis(flow.start), i));
+                calls
+            },
             last_written: epoch,
             rng: Rng::new(spec.seed ^ 3),
             now: epoch,
@@ -124,6 +132,12 @@ impl World {
                 self.queue.push_back(frame);
             }
         }
+        while let Some(index) = self.calls.pop(self.now) {
+            let (peer, guest) = self.guest.apps[index].ends();
+            let flow = self.stack.handle_accepted(peer, guest, self.now).expect("a flow");
+            self.host.accept(flow, index, self.now);
+            busy = true;
+        }
         // A turn takes some frames and events, not always all.
         let batch = self.rng.range(1, 16);
         for _ in 0..batch {
@@ -165,6 +179,9 @@ impl World {
 
     fn tap_write(&mut self, slot: Slot, keep: Option<FlowId>) {
         self.print("<", slot.bytes());
+        if let Some(answer) = tap::neighbour(slot.bytes()) {
+            self.up.send(self.now, answer);
+        }
         for packet in tap::split(slot.bytes(), &mut self.wire) {
             self.down.send(self.now, packet);
         }
@@ -194,6 +211,7 @@ impl World {
             self.down.next(),
             self.host.next(),
             self.written.next(),
+            self.calls.next(),
             self.stack.poll_timeout(),
             soon,
         ]
@@ -213,6 +231,7 @@ impl World {
                 report.connects > 0 || app.outcome == Outcome::Left
             })
             && self.queue.is_empty()
+            && self.calls.next().is_none()
             && self.up.next().is_none()
             && self.written.next().is_none()
     }
