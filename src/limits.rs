@@ -50,6 +50,9 @@ pub const HAND_OVER_TURN: usize = 64;
 pub const HAND_OVER_CONNECTIONS: usize = 256;
 /// A listening socket that could not accept (no descriptor, no memory) tries again after this long.
 pub const ACCEPT_RETRY: Millis = Millis(100);
+/// Requests of control that a worker carries out in a turn, and sockets of forwarded ports that it closes, so that ten
+/// thousand ports at once hold up nobody's bytes.
+pub const REQUESTS_TURN: usize = 128;
 /// A worker that gets a connection's first segment leaves the connection to one that has this many fewer.
 pub const PLACE_GAP: u32 = 2;
 /// With as many connections, chance balances workers well enough, and none is moved.

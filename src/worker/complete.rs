@@ -24,7 +24,7 @@ impl Worker {
             Some(Token::TapRead) => self.tap_read(result, flags),
             Some(Token::TapWrite(index)) => self.tap_written(index, result),
             Some(Token::Wake) => {
-                self.handle_requests()?;
+                self.take_requests();
                 self.arm_bell()
             }
             Some(Token::Sock(op, flow)) => self.sock_op(op, flow, result, flags),

@@ -13,13 +13,15 @@
 //!
 //! With several workers, the one that listens gives a connection to the one that has fewer.
 //!
-//! Closing: cancel, wait for the accept's last completion, close. Whoever asked for it hears when all sockets are closed,
+//! Closing, some in a turn: cancel, wait for the accept's last completion, close. Whoever asked for it hears when all sockets are closed,
 //! by the end of a channel that each of them holds.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
@@ -29,7 +31,8 @@ use super::team::{Connection, Posted};
 use super::{ForwardedPort, InFlight, Worker};
 use crate::config::ForwardId;
 use crate::flow::{Errno, FlowId};
-use crate::limits::ACCEPT_RETRY;
+use crate::limits::{ACCEPT_RETRY, REQUESTS_TURN};
+use crate::stack::descriptors::Descriptors;
 use crate::time::Time;
 
 /// Who waits for ports to be free: told when the last of the sockets drops it.
@@ -41,12 +44,16 @@ pub(super) struct Listeners {
     /// Those whose accept is to be armed at `retry_at`.
     stalled: Vec<u32>,
     retry_at: Option<Time>,
+    /// Those that are to be closed.
+    leaving: VecDeque<u32>,
 }
 
 /// A socket that listens.
 struct Listener {
-    // The first field, so that the port is free when `closing` drops.
+    // First it is closed, then the number of descriptors is less, then whoever waits for that is told: in this order.
     fd: OwnedFd,
+    #[expect(dead_code, reason = "is there to be dropped")]
+    counted: Option<Counted>,
     id: ForwardId,
     guest: SocketAddr,
     /// Its accept is in flight.
@@ -55,9 +62,23 @@ struct Listener {
     closing: Option<Vec<Waiter>>,
 }
 
+/// One of the descriptors that all workers share.
+struct Counted(Arc<Descriptors>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.give();
+    }
+}
+
 impl Listeners {
     pub(super) fn new() -> Self {
-        Self { all: InFlight::new(), stalled: Vec::new(), retry_at: None }
+        Self { all: InFlight::new(), stalled: Vec::new(), retry_at: None, leaving: VecDeque::new() }
+    }
+
+    /// Whether some wait for the next turn.
+    pub(super) fn behind(&self) -> bool {
+        !self.leaving.is_empty()
     }
 
     /// When some are to be tried again.
@@ -75,36 +96,48 @@ impl Worker {
         }
         // Fails on no socket of TCP; and if it did, connections would be a little worse.
         let _ = sock::prepare_listener(&fd);
-        let index = self.listeners.all.put(Listener { fd, id, guest, armed: false, closing: None });
+        // Control has seen that there are enough; a socket that exceeds them is here all the same.
+        let descriptors = self.team.descriptors();
+        let counted = descriptors.take().then(|| Counted(descriptors.clone()));
+        let listener = Listener { fd, counted, id, guest, armed: false, closing: None };
+        let index = self.listeners.all.put(listener);
         self.accept(index)
     }
 
     /// Ends a forward.
-    pub(super) fn unforward(&mut self, id: ForwardId, done: oneshot::Sender<()>) -> io::Result<()> {
+    pub(super) fn unforward(&mut self, id: ForwardId, done: oneshot::Sender<()>) {
         let done = Rc::new(done);
-        self.close_listeners(Some(id), Some(&done))
+        self.close_listeners(Some(id), Some(&done));
     }
 
-    /// Closes the listening sockets of a forward, or all.
-    pub(super) fn close_listeners(
-        &mut self,
-        id: Option<ForwardId>,
-        waiter: Option<&Waiter>,
-    ) -> io::Result<()> {
+    /// Has the listening sockets of a forward closed, or all: see [`Worker::serve_listeners`].
+    pub(super) fn close_listeners(&mut self, id: Option<ForwardId>, waiter: Option<&Waiter>) {
         for index in 0..self.listeners.all.places() {
             let Some(listener) = self.listeners.all.get(index) else { continue };
             if id.is_some_and(|id| id != listener.id) {
                 continue;
             }
-            let again = listener.closing.is_some();
+            if listener.closing.is_none() {
+                self.listeners.leaving.push_back(index);
+            }
             listener.closing.get_or_insert_default().extend(waiter.cloned());
-            if !listener.armed {
-                drop(self.listeners.all.take(index));
-            } else if !again {
-                self.cancel_accept(index)?;
+        }
+    }
+
+    /// Does what is due for listening sockets: closes some of those that are to be closed, and arms what has waited for
+    /// descriptors or memory.
+    pub(super) fn serve_listeners(&mut self) -> io::Result<()> {
+        for _ in 0..REQUESTS_TURN {
+            let Some(index) = self.listeners.leaving.pop_front() else { break };
+            // Its accept may have ended by itself since, and the place gone to another.
+            let listener = self.listeners.all.get(index).filter(|l| l.closing.is_some());
+            match listener.map(|listener| listener.armed) {
+                Some(true) => self.cancel_accept(index)?,
+                Some(false) => drop(self.listeners.all.take(index)),
+                None => {}
             }
         }
-        Ok(())
+        self.listen_again()
     }
 
     fn accept(&mut self, index: u32) -> io::Result<()> {
@@ -147,8 +180,7 @@ impl Worker {
         }
     }
 
-    /// Arms the accepts that have waited for descriptors or memory.
-    pub(super) fn listen_again(&mut self) -> io::Result<()> {
+    fn listen_again(&mut self) -> io::Result<()> {
         if self.listeners.retry_at.is_none_or(|at| at > self.now) {
             return Ok(());
         }

@@ -60,8 +60,8 @@ use crate::flow::FlowId;
 use crate::flow::table::Table;
 use crate::flow::timers::Timers;
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, SLOT_BYTES,
-    SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
+    BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, REQUESTS_TURN,
+    SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
 use crate::stack::descriptors::Share;
 use crate::stack::{Flow, Stack};
@@ -275,6 +275,8 @@ struct Worker {
     trim_at: Option<Time>,
     draining: bool,
     stopped: bool,
+    /// Requests that are taken, and not carried out yet.
+    requests: VecDeque<Request>,
 }
 
 // What an idle connection costs beside the kernel's socket. (Vectors double, but memory that was never written
@@ -332,6 +334,7 @@ impl Worker {
             trim_at: None,
             draining: false,
             stopped: false,
+            requests: VecDeque::new(),
         };
         worker.ring.restrict()?;
         worker.ring.enable()?;
@@ -390,12 +393,13 @@ impl Worker {
                 self.complete(&entry)?;
             }
             self.trim();
+            self.handle_requests()?;
             if self.stopped {
                 self.ring.cancel_all();
                 return Ok(());
             }
             self.take_over();
-            self.listen_again()?;
+            self.serve_listeners()?;
             self.feed_hungry()?;
             self.stack.handle_timeout(self.now);
             while let Some(action) = self.stack.poll_action(self.now) {
@@ -412,7 +416,8 @@ impl Worker {
 
     /// How long the coming turn may wait.
     fn patience(&self) -> Option<Duration> {
-        if !self.hungry.is_empty() || self.posted || !self.handed.is_empty() {
+        let behind = !self.requests.is_empty() || self.listeners.behind();
+        if behind || !self.hungry.is_empty() || self.posted || !self.handed.is_empty() {
             return Some(Duration::ZERO);
         }
         let trim = self.trim_at.map(|_| self.busy + TRIM);
@@ -453,24 +458,29 @@ impl Worker {
         Time(self.started.elapsed().as_millis() as u64)
     }
 
-    fn handle_requests(&mut self) -> io::Result<()> {
+    /// The bell has rung.
+    fn take_requests(&mut self) {
         let _ = self.mailbox.bell.read();
-        let requests = std::mem::take(
-            &mut *self.mailbox.requests.lock().unwrap_or_else(PoisonError::into_inner),
-        );
-        for request in requests {
+        let mut requests = self.mailbox.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        self.requests.extend(requests.drain(..));
+    }
+
+    /// Carries out what control has asked for: in its order, and no more in a turn than holds nobody up.
+    fn handle_requests(&mut self) -> io::Result<()> {
+        for _ in 0..REQUESTS_TURN {
+            let Some(request) = self.requests.pop_front() else { break };
             match request {
                 Request::Resolvers(resolvers) => self.stack.set_resolvers(&resolvers),
                 Request::Drain => {
                     self.stack.drain();
-                    self.close_listeners(None, None)?;
+                    self.close_listeners(None, None);
                     self.draining = true;
                 }
                 Request::Forward(port) => match port.transport {
                     Transport::Tcp => self.listen(port)?,
                     Transport::Udp => self.bind(port),
                 },
-                Request::Unforward(id, done) => self.unforward(id, done)?,
+                Request::Unforward(id, done) => self.unforward(id, done),
                 Request::Stats(reply) => drop(reply.send(self.stack.stats())),
                 Request::Stop => self.stopped = true,
             }
