@@ -405,7 +405,6 @@ fn no_descriptor_left_is_waited_out() {
 
 const ALONE: &str = "RINGTAP_PLATFORM_ALONE";
 
-#[expect(clippy::disallowed_methods, reason = "a test waits on a real clock")]
 fn pause(time: Duration) {
     thread::sleep(time);
 }
