@@ -43,6 +43,10 @@
 //! behind headroom; [`frame::build`] writes TCP, IP, Ethernet and virtio headers in front, and one write
 //! puts up to 64 KiB into the guest's kernel, which cuts it into segments (or does not bother).
 //!
+//! *From outside.* A listening socket of the host is one multishot accept. [`stack::Stack::handle_accepted`] makes a flow of
+//! a connection that came, finds the guest's MAC, and sends the SYN in the peer's name; once the guest has agreed, the flow
+//! is one like any other.
+//!
 //! *Between workers.* The guest's kernel sends the frames of a flow to the queue on which its worker answers, so a frame
 //! arrives where its flow is. One that does not is looked up in the [directory](stack::directory), copied into the
 //! [inbox](worker::team) of the flow's worker, and taken there as if it had come by that one's queue.

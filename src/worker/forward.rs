@@ -8,7 +8,7 @@
 //! port: it goes on when the port is closed.
 //!
 //! An accept that ends, for whatever reason, is armed again. Without a descriptor or memory for the next connection it
-//! would end at once, again and again: it waits for [`ACCEPT_RETRY`] then, and the connection in the kernel's queue. Nothing is
+//! would end at once, again and again (and go by the limit on descriptors as it was when it was armed): it waits for [`ACCEPT_RETRY`] then, and the connection in the kernel's queue. Nothing is
 //! closed to make room but what has been idle for long.
 //!
 //! With several workers, the one that listens gives a connection to the one that has fewer.

@@ -9,6 +9,7 @@ mod harness;
 // What a guest's traffic meets.
 mod dhcp;
 mod dns;
+mod forward_tcp;
 mod forward;
 mod icmp;
 mod loopback;

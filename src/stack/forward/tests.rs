@@ -394,3 +394,39 @@ fn an_answer_reaches_the_worker_that_asks_by_whatever_queue() {
     let (shown, ..) = syn(&beds[1].ask(&arp_reply(GUEST)).pop().unwrap());
     assert_ne!(shown.port(), peer.port());
 }
+
+#[test]
+fn mangled_answers_neither_panic_nor_leak() {
+    let mut bed = acquainted();
+    bed.stack.handle_accepted(at("198.51.100.7:5000"), server(), bed.now).unwrap();
+    let (shown, guest, seq, _) = syn(&bed.frames()[0]);
+    let refusal = error(3, 3, shown, guest, seq);
+    let agreement = segment(guest, shown, 77, seq.wrapping_add(1), 0x12);
+    let mut advert = vec![136, 0, 0, 0, 0x60, 0, 0, 0];
+    advert.extend(GUEST_V6.octets());
+    let advert = icmp(GUEST_V6.into(), V6Net::fd00(true).link_local.into(), 255, &advert);
+    for frame in [arp_reply(GUEST), advert, refusal, agreement] {
+        // Neighbours that are asked for, while their answers are mangled.
+        for (peer, guest) in [
+            ("198.51.100.7:1", "10.0.2.101:80"),
+            ("[2001:db8::7]:1", "[fd00::100]:80"),
+            ("198.51.100.7:5000", "10.0.2.100:80"),
+        ] {
+            bed.stack.handle_accepted(at(peer), at(guest), bed.now).unwrap();
+        }
+        bed.mangle(&frame, 3000, &|_| true);
+        for flow in 0..1000 {
+            let Some(flow) = bed.stack.flows.at(flow) else { continue };
+            let result = Received::Failed(crate::flow::Errno(104));
+            bed.stack.handle_event(Event::TcpReceived { flow, result }, bed.now);
+        }
+        for action in bed.actions() {
+            if let Action::Close { flow, .. } = action {
+                bed.stack.handle_event(Event::Closed { flow }, bed.now);
+            }
+        }
+    }
+    bed.pass(Millis::secs(30));
+    bed.actions();
+    assert_eq!(bed.lent(), 0);
+}
