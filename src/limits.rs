@@ -164,8 +164,12 @@ pub const UDP_PEERS_MAX: usize = 256;
 pub const UDP_DNS_IDLE: Millis = Millis::secs(10);
 /// Peers that each mapping may remember without asking.
 pub const PEERS_OWN: usize = 8;
-/// Peers beyond [`PEERS_OWN`] that all mappings of a worker remember together (3 MB).
+/// Peers beyond [`PEERS_OWN`] that all mappings of a worker remember together (4 MB).
 pub const PEERS_SHARED: u32 = 1 << 16;
+/// Peers remembered of all that have come to one guest endpoint by ports of the host, at most.
+pub const FORWARD_PEERS_MAX: usize = 4096;
+/// As [`PEERS_SHARED`], for such endpoints: strangers take nothing from what the guest itself may remember.
+pub const FORWARD_PEERS_SHARED: u32 = 1 << 16;
 /// When no more places than this are free in the flow table, each new flow ends the UDP or ping mapping that
 /// has been silent longest, if that is [`EVICT_IDLE`]: as many as one turn can ask for.
 pub const EVICT_AHEAD: u32 = 256;

@@ -36,6 +36,8 @@ pub enum Drop {
     NoLease,
     /// The host's kernel refused a datagram.
     HostRefused,
+    /// A datagram for a guest whose MAC is not known.
+    Unresolved,
     /// The TAP refused a frame (link down, no memory).
     TapRefused,
     /// A new flow while draining.

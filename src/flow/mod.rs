@@ -17,11 +17,13 @@
 //! allocates per packet. "Guest" is the namespace side, "host" the side with the sockets.
 #![forbid(unsafe_code)]
 
+pub mod forward;
 pub mod icmp;
 pub mod idle;
 pub mod key;
 pub mod peers;
 pub mod ping;
+mod places;
 pub mod table;
 pub mod tcp;
 pub mod timers;

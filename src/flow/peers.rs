@@ -10,49 +10,67 @@
 //! [`Room`] for all mappings, so that tens of thousands of them, each with its maximum, are bounded as well.
 //!
 //! Nearly every mapping has one peer or a few: up to eight are found by looking at each. Beyond
-//! that an open-addressed index finds them, at most half full, so that a guest port that talks to a
+//! that an open-addressed [index](super::places) finds them, at most half full, so that a guest port that talks to a
 //! hundred thousand endpoints costs the same per datagram as one that talks to two.
+//!
+//! Where ports of the host lead to the guest's endpoint, peers come by themselves, by one of several sockets
+//! ([`Via`]), and the guest's answers are told apart by the address that each was shown as: a second index finds
+//! peers by that one, and no two have the same ([`Peers::open`]).
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::rc::Rc;
 
-use crate::limits::{PEERS_OWN, PEERS_SHARED, UDP_PEERS_MAX};
+use super::FlowId;
+use super::places::{self, Places};
+use crate::limits::{FORWARD_PEERS_MAX, PEERS_OWN, UDP_PEERS_MAX};
+use crate::time::{Millis, Time};
 
 /// Remembered endpoints, newest to oldest.
 #[derive(Debug)]
 pub struct Peers {
     room: Room,
+    max: usize,
     entries: Vec<Entry>,
-    /// Places in `entries` by hash of the host's endpoint; empty while there are few.
-    index: Vec<u16>,
+    /// Entries by the host's endpoint and the socket; empty while there are few.
+    by_host: Places,
+    /// Entries by the name that the guest has for them; empty while there are few, or when nobody asks.
+    by_shown: Places,
+    open: bool,
     newest: u16,
     oldest: u16,
 }
 
-/// What all mappings of a worker may remember together beyond their own few peers.
-#[derive(Clone, Debug)]
-pub struct Room(Rc<Cell<u32>>);
+/// Which socket a peer is spoken to by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The mapping's own.
+    Own,
+    /// That of a port of the host, which has a flow of its own.
+    Port(FlowId),
+}
 
-impl Default for Room {
-    fn default() -> Self {
-        Self::new()
-    }
+/// What several mappings may remember together beyond their own few peers.
+#[derive(Clone, Debug)]
+pub struct Room {
+    free: Rc<Cell<u32>>,
+    /// Keys their indexes.
+    secret: [u64; 2],
 }
 
 impl Room {
-    /// All of it, free.
-    pub fn new() -> Self {
-        Self(Rc::new(Cell::new(PEERS_SHARED)))
+    /// So much, free. The secret is random.
+    pub fn new(peers: u32, secret: [u64; 2]) -> Self {
+        Self { free: Rc::new(Cell::new(peers)), secret }
     }
 
     fn take(&self) -> bool {
-        let free = self.0.get();
-        self.0.set(free.saturating_sub(1));
+        let free = self.free.get();
+        self.free.set(free.saturating_sub(1));
         free > 0
     }
 
     fn give(&self, peers: usize) {
-        self.0.set(self.0.get() + peers as u32);
+        self.free.set(self.free.get() + peers as u32);
     }
 }
 
@@ -62,6 +80,10 @@ struct Entry {
     shown: Endpoint,
     newer: u16,
     older: u16,
+    /// Interface of a link-local address; 0 for all others.
+    scope: u32,
+    via: Via,
+    used: Time,
 }
 
 /// An address of either family in 16 bytes (IPv4 mapped), and a port: half of a `SocketAddr`.
@@ -73,60 +95,112 @@ struct Endpoint {
 
 /// Peers that are found without an index.
 const LINEAR: usize = PEERS_OWN;
-const NONE: u16 = u16::MAX;
+const NONE: u16 = places::NONE;
 const _: () = assert!(UDP_PEERS_MAX < NONE as usize && UDP_PEERS_MAX > LINEAR);
+const _: () = assert!(FORWARD_PEERS_MAX < NONE as usize && FORWARD_PEERS_MAX >= UDP_PEERS_MAX);
 
 impl Peers {
     /// Nobody.
     pub fn new(room: &Room) -> Self {
         Self {
             room: room.clone(),
+            max: UDP_PEERS_MAX,
             entries: Vec::new(),
-            index: Vec::new(),
+            by_host: Places::default(),
+            by_shown: Places::default(),
+            open: false,
             newest: NONE,
             oldest: NONE,
         }
     }
 
+    /// From now on peers come by themselves: more of them, which take nothing from the room of other mappings.
+    pub fn open(&mut self, room: &Room) {
+        if std::mem::replace(&mut self.open, true) {
+            return;
+        }
+        self.max = FORWARD_PEERS_MAX;
+        let beyond = self.entries.len().saturating_sub(PEERS_OWN);
+        let taken = (0..beyond).take_while(|_| room.take()).count();
+        for _ in taken..beyond {
+            self.remove(self.oldest);
+        }
+        self.room.give(taken);
+        self.room = room.clone();
+        self.rebuild(self.by_host.len());
+    }
+
     /// The guest has sent to `host`, which it calls `shown`.
     pub fn remember(&mut self, host: SocketAddr, shown: SocketAddr) {
-        let (host, shown) = (Endpoint::from(host), Endpoint::from(shown));
-        if let Some(place) = self.place(&host) {
-            self.entries[usize::from(place)].shown = shown;
-            return self.touch(place);
+        self.note(host, Via::Own, shown, Time(0));
+    }
+
+    /// A peer that is spoken to by one of several sockets, and what the guest calls it: a name that no other has.
+    pub fn note(&mut self, host: SocketAddr, via: Via, shown: SocketAddr, now: Time) {
+        let (scope, host, shown) = (scope(&host), Endpoint::from(host), Endpoint::from(shown));
+        if let Some(place) = self.place(&host, scope, via) {
+            if self.entries[usize::from(place)].shown != shown {
+                self.unhash_shown(place);
+                self.entries[usize::from(place)].shown = shown;
+                self.hash_shown(place);
+            }
+            return self.touch(place, now);
         }
+        let entry = Entry { host, shown, newer: NONE, older: NONE, scope, via, used: now };
         let len = self.entries.len();
-        let place = if len < PEERS_OWN || (len < UDP_PEERS_MAX && self.room.take()) {
-            self.entries.push(Entry { host, shown, newer: NONE, older: NONE });
+        let place = if len < PEERS_OWN || (len < self.max && self.room.take()) {
+            self.entries.push(entry);
             self.entries.len() as u16 - 1
         } else {
             let place = self.oldest;
             self.unlink(place);
-            if !self.index.is_empty() {
-                self.unhash(place);
-            }
-            let entry = &mut self.entries[usize::from(place)];
-            (entry.host, entry.shown) = (host, shown);
+            self.unhash_host(place);
+            self.unhash_shown(place);
+            self.entries[usize::from(place)] = entry;
             place
         };
         self.link(place);
-        if self.entries.len() > LINEAR && self.entries.len() * 2 > self.index.len() {
-            self.grow();
-        } else if !self.index.is_empty() {
-            self.hash(place);
+        if self.entries.len() > LINEAR && self.entries.len() * 2 > self.by_host.len() {
+            self.rebuild((self.by_host.len() * 2).max(4 * LINEAR));
+        } else {
+            self.hash_host(place);
+            self.hash_shown(place);
         }
     }
 
     /// What the guest calls `host`, if it has sent there; the answer keeps the endpoint in memory.
     pub fn shown(&mut self, host: SocketAddr) -> Option<SocketAddr> {
-        let place = self.place(&Endpoint::from(host))?;
-        self.touch(place);
+        self.shown_via(host, Via::Own, Time(0))
+    }
+
+    /// What the guest calls a peer that has come by this socket before.
+    pub fn shown_via(&mut self, host: SocketAddr, via: Via, now: Time) -> Option<SocketAddr> {
+        let place = self.place(&Endpoint::from(host), scope(&host), via)?;
+        self.touch(place, now);
         Some(self.entries[usize::from(place)].shown.into())
+    }
+
+    /// Who goes by this name: its endpoint, and the socket to speak to it by. Only of an [open](Peers::open) mapping.
+    pub fn named(&mut self, shown: SocketAddr, now: Time) -> Option<(SocketAddr, Via)> {
+        let place = self.place_shown(&Endpoint::from(shown))?;
+        self.touch(place, now);
+        let entry = &self.entries[usize::from(place)];
+        Some((entry.host(), entry.via))
+    }
+
+    /// Whether nobody goes by this name.
+    pub fn is_free(&self, shown: SocketAddr) -> bool {
+        self.place_shown(&Endpoint::from(shown)).is_none()
     }
 
     /// What the guest calls the endpoint used last.
     pub fn newest(&self) -> Option<SocketAddr> {
         self.entries.get(usize::from(self.newest)).map(|entry| entry.shown.into())
+    }
+
+    /// When the peer that was silent longest was used.
+    pub fn oldest(&self) -> Option<Time> {
+        self.entries.get(usize::from(self.oldest)).map(|entry| entry.used)
     }
 
     /// What the guest calls an endpoint at this address, among the few used last. For errors that the host's
@@ -140,28 +214,60 @@ impl Peers {
             .map(|entry| entry.shown.into())
     }
 
-    fn place(&self, host: &Endpoint) -> Option<u16> {
-        if self.entries.get(usize::from(self.newest))?.host == *host {
-            return Some(self.newest);
-        }
-        if self.index.is_empty() {
-            return self.entries.iter().position(|e| e.host == *host).map(|place| place as u16);
-        }
-        let mask = self.index.len() - 1;
-        let mut at = host.hash() & mask;
-        loop {
-            let place = self.index[at];
-            if place == NONE {
-                return None;
-            }
-            if self.entries[usize::from(place)].host == *host {
-                return Some(place);
-            }
-            at = (at + 1) & mask;
+    /// Forgets those that were silent, and not spoken to, for so long.
+    pub fn forget_idle(&mut self, now: Time, idle: Millis) {
+        while self.oldest().is_some_and(|used| now - used >= idle) {
+            self.remove(self.oldest);
         }
     }
 
-    fn touch(&mut self, place: u16) {
+    /// Forgets a peer.
+    pub fn forget(&mut self, host: SocketAddr, via: Via) {
+        if let Some(place) = self.place(&Endpoint::from(host), scope(&host), via) {
+            self.remove(place);
+        }
+    }
+
+    /// Forgets everybody who is spoken to by a socket that ends.
+    pub fn forget_via(&mut self, via: Via) {
+        let mut place = self.oldest;
+        while let Some(entry) = self.entries.get(usize::from(place)) {
+            if entry.via != via {
+                place = entry.newer;
+                continue;
+            }
+            // The last entry moves to the place of the one that goes.
+            let (newer, last) = (entry.newer, self.entries.len() as u16 - 1);
+            self.remove(place);
+            place = if newer == last { place } else { newer };
+        }
+    }
+
+    fn place(&self, host: &Endpoint, scope: u32, via: Via) -> Option<u16> {
+        let is = |entry: &Entry| entry.host == *host && entry.via == via && entry.scope == scope;
+        if is(self.entries.get(usize::from(self.newest))?) {
+            return Some(self.newest);
+        }
+        if self.by_host.is_empty() {
+            return self.entries.iter().position(is).map(|place| place as u16);
+        }
+        self.by_host
+            .find(host.hash(&self.room.secret), |place| is(&self.entries[usize::from(place)]))
+    }
+
+    fn place_shown(&self, shown: &Endpoint) -> Option<u16> {
+        if self.entries.get(usize::from(self.newest))?.shown == *shown {
+            return Some(self.newest);
+        }
+        if self.by_shown.is_empty() {
+            return self.entries.iter().position(|e| e.shown == *shown).map(|place| place as u16);
+        }
+        let is = |place| self.entries[usize::from(place)].shown == *shown;
+        self.by_shown.find(shown.hash(&self.room.secret), is)
+    }
+
+    fn touch(&mut self, place: u16, now: Time) {
+        self.entries[usize::from(place)].used = now;
         if place != self.newest {
             self.unlink(place);
             self.link(place);
@@ -191,45 +297,82 @@ impl Peers {
         }
     }
 
-    fn hash(&mut self, place: u16) {
-        let mask = self.index.len() - 1;
-        let mut at = self.entries[usize::from(place)].host.hash() & mask;
-        while self.index[at] != NONE {
-            at = (at + 1) & mask;
-        }
-        self.index[at] = place;
-    }
-
-    /// Takes an entry out of the index, shifting back what would no longer be reached.
-    fn unhash(&mut self, place: u16) {
-        let mask = self.index.len() - 1;
-        let mut hole = self.entries[usize::from(place)].host.hash() & mask;
-        while self.index[hole] != place {
-            hole = (hole + 1) & mask;
-        }
-        let mut at = hole;
-        loop {
-            at = (at + 1) & mask;
-            let next = self.index[at];
-            if next == NONE {
+    /// Ends an entry. The last one takes its place.
+    fn remove(&mut self, place: u16) {
+        let last = self.entries.len() as u16 - 1;
+        for moved in [place, last] {
+            self.unhash_host(moved);
+            self.unhash_shown(moved);
+            if place == last {
                 break;
             }
-            let home = self.entries[usize::from(next)].host.hash() & mask;
-            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
-                self.index[hole] = next;
-                hole = at;
-            }
         }
-        self.index[hole] = NONE;
+        self.unlink(place);
+        self.entries.swap_remove(usize::from(place));
+        if self.entries.len() >= PEERS_OWN {
+            self.room.give(1);
+        }
+        if place == last {
+            return;
+        }
+        let Entry { newer, older, .. } = self.entries[usize::from(place)];
+        match self.entries.get_mut(usize::from(newer)) {
+            Some(entry) => entry.older = place,
+            None => self.newest = place,
+        }
+        match self.entries.get_mut(usize::from(older)) {
+            Some(entry) => entry.newer = place,
+            None => self.oldest = place,
+        }
+        self.hash_host(place);
+        self.hash_shown(place);
     }
 
-    fn grow(&mut self) {
-        let len = (self.index.len() * 2).max(4 * LINEAR);
-        self.index.clear();
-        self.index.resize(len, NONE);
+    fn hash_host(&mut self, place: u16) {
+        let hash = self.entries[usize::from(place)].host.hash(&self.room.secret);
+        self.by_host.insert(place, hash);
+    }
+
+    fn unhash_host(&mut self, place: u16) {
+        let hash = |place| self.entries[usize::from(place)].host.hash(&self.room.secret);
+        self.by_host.remove(place, hash);
+    }
+
+    fn hash_shown(&mut self, place: u16) {
+        let hash = self.entries[usize::from(place)].shown.hash(&self.room.secret);
+        self.by_shown.insert(place, hash);
+    }
+
+    fn unhash_shown(&mut self, place: u16) {
+        let hash = |place| self.entries[usize::from(place)].shown.hash(&self.room.secret);
+        self.by_shown.remove(place, hash);
+    }
+
+    fn rebuild(&mut self, len: usize) {
+        self.by_host.reset(len);
+        self.by_shown.reset(if self.open { len } else { 0 });
         for place in 0..self.entries.len() as u16 {
-            self.hash(place);
+            self.hash_host(place);
+            self.hash_shown(place);
         }
+    }
+}
+
+impl Entry {
+    fn host(&self) -> SocketAddr {
+        match SocketAddr::from(self.host) {
+            SocketAddr::V6(a) if self.scope != 0 => {
+                SocketAddrV6::new(*a.ip(), a.port(), 0, self.scope).into()
+            }
+            other => other,
+        }
+    }
+}
+
+fn scope(addr: &SocketAddr) -> u32 {
+    match addr {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(a) => a.scope_id(),
     }
 }
 
@@ -240,13 +383,16 @@ impl Drop for Peers {
 }
 
 impl Endpoint {
-    /// Not keyed by a secret: a guest that makes its own endpoints collide makes at most
-    /// [`UDP_PEERS_MAX`] of them collide, and slows nobody else down.
-    fn hash(&self) -> usize {
+    /// Keyed by a secret: whoever chose endpoints that collide would slow a whole worker down.
+    fn hash(&self, secret: &[u64; 2]) -> usize {
         let ip = u128::from_le_bytes(self.ip);
-        let word = (ip as u64) ^ ((ip >> 64) as u64).rotate_left(23) ^ (u64::from(self.port) << 17);
-        let wide = u128::from(word) * 0x9e37_79b9_7f4a_7c15;
-        ((wide as u64) ^ ((wide >> 64) as u64)) as usize
+        let mut acc = secret[1];
+        for word in [ip as u64, (ip >> 64) as u64, self.port.into()] {
+            let wide = u128::from(acc ^ word ^ secret[0])
+                * u128::from(0x9e37_79b9_7f4a_7c15 ^ (secret[1] << 1));
+            acc ^= ((wide as u64) ^ ((wide >> 64) as u64)).rotate_left(17);
+        }
+        (acc ^ (acc >> 32)) as usize
     }
 }
 
@@ -269,6 +415,11 @@ impl From<Endpoint> for SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PEERS_SHARED;
+
+    fn room() -> Room {
+        Room::new(PEERS_SHARED, [7, 9])
+    }
 
     fn host(n: u32) -> SocketAddr {
         let [a, b, c, d] = n.to_be_bytes();
@@ -281,7 +432,7 @@ mod tests {
 
     #[test]
     fn one_peer_and_its_other_name() {
-        let mut peers = Peers::new(&Room::new());
+        let mut peers = Peers::new(&room());
         assert_eq!(peers.shown(host(1)), None);
         assert_eq!(peers.newest(), None);
         peers.remember(host(1), shown(1));
@@ -298,7 +449,7 @@ mod tests {
     /// Against a plain list in order of use, through many more endpoints than it holds.
     #[test]
     fn agrees_with_a_list() {
-        let mut peers = Peers::new(&Room::new());
+        let mut peers = Peers::new(&room());
         let mut model: Vec<(u32, u32)> = Vec::new();
         let mut seed = 3u64;
         for step in 0..60_000u32 {
@@ -328,11 +479,11 @@ mod tests {
 
     #[test]
     fn a_hundred_thousand_endpoints_are_bounded_and_the_last_are_known() {
-        let mut peers = Peers::new(&Room::new());
+        let mut peers = Peers::new(&room());
         for n in 0..100_000 {
             peers.remember(host(n), host(n));
         }
-        assert_eq!((peers.entries.len(), peers.index.len()), (UDP_PEERS_MAX, 2 * UDP_PEERS_MAX));
+        assert_eq!((peers.entries.len(), peers.by_host.len()), (UDP_PEERS_MAX, 2 * UDP_PEERS_MAX));
         for n in 100_000 - UDP_PEERS_MAX as u32..100_000 {
             assert_eq!(peers.shown(host(n)), Some(host(n)));
         }
@@ -341,7 +492,7 @@ mod tests {
 
     #[test]
     fn all_mappings_together_are_bounded_and_none_is_without() {
-        let room = Room::new();
+        let room = room();
         let full = PEERS_SHARED as usize / (UDP_PEERS_MAX - PEERS_OWN);
         let mut mappings: Vec<_> = (0..full + 3).map(|_| Peers::new(&room)).collect();
         for peers in &mut mappings {
@@ -364,6 +515,6 @@ mod tests {
         }
         assert_eq!(last.entries.len(), UDP_PEERS_MAX);
         drop(mappings);
-        assert_eq!(room.0.get(), PEERS_SHARED);
+        assert_eq!(room.free.get(), PEERS_SHARED);
     }
 }

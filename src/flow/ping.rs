@@ -224,7 +224,7 @@ mod tests {
                 actions: Actions::new(),
                 stats: Stats::default(),
                 key: FlowKey::guest_only(Proto::Ping, guest),
-                flow: PingFlow::new(MAC, &Room::new()),
+                flow: PingFlow::new(MAC, &Room::new(9999, [1, 2])),
             }
         }
 

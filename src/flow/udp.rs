@@ -6,15 +6,19 @@
 //! REQ-1), and hears only from endpoints it has sent to ([`Peers`]). Datagrams pass as they are: in either
 //! direction the slot that the kernel filled is the slot it takes the bytes from.
 //!
+//! Ports of the host may lead to the guest's endpoint; what changes then is in [`forward`](super::forward).
+//!
 //! What the host's network says about a datagram (the socket's error queue), or the host's kernel
 //! when it refuses one, reaches the guest as the ICMP error it would have seen itself.
 use std::net::{IpAddr, SocketAddr};
 
+use super::forward::{Ports, Route};
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
-use super::peers::{Peers, Room};
+use super::peers::{Peers, Room, Via};
 use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
 use crate::arena::Slot;
+use crate::config::NetConfig;
 use crate::frame::build::{self, Out};
 use crate::frame::{Mac, Pair};
 use crate::limits::{IP_LEN_MAX, UDP_DNS_IDLE, UDP_IDLE, UDP_RUN_MAX};
@@ -31,18 +35,38 @@ pub(super) const TTL_UNKNOWN: u8 = 64;
 /// One mapping.
 #[derive(Debug)]
 pub struct UdpFlow {
-    mac: Mac,
-    peers: Peers,
+    pub(super) mac: Mac,
+    /// When it was last seen, or heard of.
+    pub(super) mac_since: Time,
+    /// Somebody finds out where the guest is.
+    pub(super) seeking: bool,
+    /// Waits for that.
+    pub(super) held: Option<Slot>,
+    pub(super) peers: Peers,
     /// Last datagram either way.
-    used: Time,
+    pub(super) used: Time,
     /// The guest has sent to nothing but port 53.
-    only_dns: bool,
+    pub(super) only_dns: bool,
+    /// There is a socket of its own: always, unless ports lead here.
+    pub(super) own: bool,
+    /// Ports of the host that lead here.
+    pub(super) ports: Ports,
 }
 
 impl UdpFlow {
     /// A mapping for a guest behind this MAC.
     pub fn new(mac: Mac, room: &Room) -> Self {
-        Self { mac, peers: Peers::new(room), used: Time(0), only_dns: true }
+        Self {
+            mac,
+            mac_since: Time(0),
+            seeking: false,
+            held: None,
+            peers: Peers::new(room),
+            used: Time(0),
+            only_dns: true,
+            own: true,
+            ports: Ports::default(),
+        }
     }
 
     /// Kind of socket for a guest endpoint.
@@ -50,7 +74,7 @@ impl UdpFlow {
         if guest.is_ipv4() { DgramKind::Udp4 } else { DgramKind::Udp6 }
     }
 
-    /// A datagram of the guest to `to`, which policy has translated to `host`.
+    /// A datagram of the guest to `to`, which goes this way.
     #[expect(clippy::too_many_arguments, reason = "all of a header")]
     pub fn handle_datagram(
         &mut self,
@@ -58,7 +82,7 @@ impl UdpFlow {
         id: FlowId,
         mac: Mac,
         to: SocketAddr,
-        host: SocketAddr,
+        route: Route,
         slot: Slot,
         mut opts: SendOpts,
     ) -> Next {
@@ -72,25 +96,39 @@ impl UdpFlow {
         }
         opts.segment = segment;
         opts.df = opts.df && fits(ctx, &to, slot.len(), segment);
-        self.mac = mac;
+        (self.mac, self.mac_since) = (mac, ctx.now);
         self.used = ctx.now;
         self.only_dns &= to.port() == DNS_PORT;
-        self.peers.remember(host, to);
-        ctx.actions.push(Action::DgramSend { flow: id, slot, to: host, opts });
+        let Route { host, via } = route;
+        self.peers.note(host, via, to, ctx.now);
+        let flow = match via {
+            Via::Own => id,
+            Via::Port(port) => port,
+        };
+        if flow == id && !std::mem::replace(&mut self.own, true) {
+            ctx.actions.push(Action::DgramOpen { flow: id, kind: Self::kind(&to) });
+        }
+        ctx.actions.push(Action::DgramSend { flow, slot, to: host, opts });
         self.alive()
     }
 
-    /// What the worker reports.
+    /// What the worker reports of one of the sockets. `name` says what a peer is called that has come to a port of the
+    /// host by itself.
     pub fn handle_event(
         &mut self,
         ctx: &mut Ctx<'_>,
-        _id: FlowId,
         key: &FlowKey,
+        via: Via,
         event: DgramEvent,
+        name: impl FnOnce(&NetConfig, SocketAddr) -> Option<SocketAddr>,
     ) -> Next {
         match event {
             DgramEvent::Failed(errno) => {
                 icmp::refused(ctx);
+                if !self.ports.is_empty() {
+                    self.lost_socket(via, errno);
+                    return self.alive();
+                }
                 if let (Some(to), Some(why)) = (self.peers.newest(), icmp::from_errno(errno.0)) {
                     self.report(ctx, key, to, 0, None, why);
                 }
@@ -101,28 +139,38 @@ impl UdpFlow {
                 // Too big: the error queue tells that too, and knows the MTU. Port unreachable: about an
                 // earlier datagram; a socket without a peer learns of it in no other way.
                 let why = icmp::from_errno(errno.0).filter(|why| *why != Unreachable::Port);
-                if let (Some(to), Some(why)) = (self.peers.shown(to), why) {
+                if let (Some(to), Some(why)) = (self.peers.shown_via(to, via, ctx.now), why) {
                     self.report(ctx, key, to, slot.len(), None, why);
                 }
             }
             DgramEvent::Received { slot, from, ttl, tos, segment } => {
-                self.deliver(ctx, key, slot, from, ttl, tos, segment);
+                let shown = self.peers.shown_via(from, via, ctx.now);
+                if let Some(shown) =
+                    shown.or_else(|| self.admit(ctx, from, via, |net| name(net, from)))
+                {
+                    self.deliver(ctx, key, slot, shown, ttl, tos, segment);
+                }
             }
-            DgramEvent::Error(error) => self.handle_error(ctx, key, &error),
+            DgramEvent::Error(error) => self.handle_error(ctx, key, via, &error),
         }
         self.alive()
     }
 
     /// The deadline has come (or a little earlier).
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) -> Next {
-        if ctx.now - self.used >= self.idle() {
+        if !self.ports.is_empty() {
+            self.peers.forget_idle(ctx.now, UDP_IDLE);
+        } else if ctx.now - self.used >= self.idle() {
             return Next::Close { reset: false };
         }
         self.alive()
     }
 
-    fn alive(&self) -> Next {
-        Next::Live(Some(self.used + self.idle()))
+    pub(super) fn alive(&self) -> Next {
+        if self.ports.is_empty() {
+            return Next::Live(Some(self.used + self.idle()));
+        }
+        Next::Live(self.peers.oldest().map(|used| used + UDP_IDLE))
     }
 
     /// How long it may be silent. A resolver has a port of its own for each query (RFC 5452): mappings that
@@ -137,14 +185,11 @@ impl UdpFlow {
         ctx: &mut Ctx<'_>,
         key: &FlowKey,
         mut slot: Slot,
-        from: SocketAddr,
+        shown: SocketAddr,
         ttl: Option<u8>,
         tos: u8,
         segment: u16,
     ) {
-        let Some(shown) = self.peers.shown(from) else {
-            return ctx.stats.drop(Drop::Unsolicited);
-        };
         let guest = key.guest();
         let Some(pair) = Pair::new(shown.ip(), guest.ip()) else {
             return ctx.stats.drop(Drop::Malformed);
@@ -164,20 +209,24 @@ impl UdpFlow {
             df: false,
         };
         build::udp(&mut slot, &out, shown.port(), guest.port(), segment);
-        ctx.write(slot);
+        self.write(ctx, slot);
     }
 
-    fn handle_error(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, error: &DgramError) {
+    fn handle_error(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, via: Via, error: &DgramError) {
         // "Larger than the MTU of our own link" carries the peer of the socket, and this one has none.
         let shown = match error.to.port() {
             0 => self.peers.recent_at(error.to.ip()),
-            _ => self.peers.shown(error.to),
+            _ => self.peers.shown_via(error.to, via, ctx.now),
         };
         let Some(shown) = shown else {
             return ctx.stats.drop(Drop::Unsolicited);
         };
         let Some(why) = icmp::translate(error) else { return };
         self.report(ctx, key, shown, 0, offender(error, shown.ip()), why);
+        if why == Unreachable::Port && via != Via::Own {
+            // Whoever had that port has gone; who has it next has not come by itself.
+            self.peers.forget(error.to, via);
+        }
     }
 
     /// Tells the guest what became of a datagram of `len` bytes (0: not known) to `to`.
@@ -270,7 +319,7 @@ mod tests {
                 stats: Stats::default(),
                 now: Time(1000),
                 key: FlowKey::guest_only(Proto::Udp, at(guest)),
-                flow: UdpFlow::new([0xff; 6], &Room::new()),
+                flow: UdpFlow::new([0xff; 6], &Room::new(9999, [1, 2])),
             }
         }
 
@@ -296,7 +345,9 @@ mod tests {
         fn send(&mut self, to: &str, host: &str, len: usize, opts: SendOpts) -> Option<SendOpts> {
             let slot = self.slot(len);
             let (to, host) = (at(to), at(host));
-            let next = self.with(|f, c, _| f.handle_datagram(c, ID, MAC, to, host, slot, opts));
+            let next = self.with(|f, c, _| {
+                f.handle_datagram(c, ID, MAC, to, Route { host, via: Via::Own }, slot, opts)
+            });
             assert!(matches!(next, Next::Live(Some(_))));
             match self.actions.pop()? {
                 Action::DgramSend { flow: ID, slot, to, opts } if to == host => {
@@ -308,7 +359,7 @@ mod tests {
         }
 
         fn event(&mut self, event: DgramEvent) -> Next {
-            self.with(|f, c, k| f.handle_event(c, ID, k, event))
+            self.with(|f, c, k| f.handle_event(c, k, Via::Own, event, |_, _| None))
         }
 
         /// A datagram for the guest; its frame.

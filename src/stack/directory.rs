@@ -17,15 +17,18 @@
 //!   come by its own queue (a SYN opens a flow, anything else meets a RST). When another worker has by then claimed the
 //!   key, the frame is dropped and counted: TCP sends it again, to where the flow is now. So no frame goes in
 //!   circles, and two workers that see a key's first frames at one time end with one owner.
+//! * A port of the host that leads to an endpoint of the guest takes the endpoint's key from whoever has it
+//!   ([`Seat::seize`]): that one ends its mapping before it takes the next frame ([`Seat::lost`]).
 //! * A new connection may be placed ([`Seat::place`]): a worker that has some more than another hands the SYN to that one.
 //!   The hash alone puts four bulk streams on one of two queues in an eighth of all cases.
 //!
 //! Locks are held for one look-up in a map, on misses and at the start and end of flows only.
 //!
-//! **Bound:** one entry for each flow of the workers' tables.
+//! **Bound:** one entry for each flow of the workers' tables, and a key for each that was taken away.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::flow::key::{FlowKey, Proto};
@@ -44,8 +47,17 @@ pub struct Directory {
     loads: Vec<AtomicU32>,
     /// Neighbours that workers ask for, all together.
     asking: AtomicU32,
+    /// What each worker has lost and does not know of yet.
+    lost: Vec<Lost>,
     /// Keys the choice of a shard.
     secret: [u64; 2],
+}
+
+#[derive(Debug, Default)]
+struct Lost {
+    /// Looked at once per frame: it is there.
+    any: AtomicBool,
+    keys: Mutex<Vec<FlowKey>>,
 }
 
 impl Directory {
@@ -55,6 +67,7 @@ impl Directory {
             shards: Default::default(),
             loads: (0..workers).map(|_| AtomicU32::new(0)).collect(),
             asking: AtomicU32::new(0),
+            lost: (0..workers).map(|_| Lost::default()).collect(),
             secret,
         })
     }
@@ -75,7 +88,7 @@ impl Directory {
 }
 
 /// A map is whole at every moment, whoever died with its lock.
-fn locked(shard: &Mutex<HashMap<FlowKey, u8>>) -> MutexGuard<'_, HashMap<FlowKey, u8>> {
+fn locked<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -117,10 +130,38 @@ impl Seat {
         Ok(())
     }
 
-    /// Gives a flow of ours up.
+    /// Makes the flow ours, whoever has it. Not for connections, which are counted.
+    pub fn seize(&self, key: &FlowKey) {
+        let before = self.directory.shard(key).insert(*key, self.me);
+        if let Some(owner) = before.filter(|&owner| owner != self.me)
+            && let Some(lost) = self.directory.lost.get(usize::from(owner))
+        {
+            locked(&lost.keys).push(*key);
+            lost.any.store(true, Ordering::Release);
+        }
+    }
+
+    /// The flows that others have taken away from us since the last time.
+    pub fn lost(&self) -> Vec<FlowKey> {
+        match self.directory.lost.get(usize::from(self.me)) {
+            // Read first: a line that nobody writes costs nothing.
+            Some(lost) if lost.any.load(Ordering::Acquire) => {
+                // Before the look: what comes after it is seen next time.
+                lost.any.store(false, Ordering::Release);
+                std::mem::take(&mut locked(&lost.keys))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Gives a flow of ours up; nothing, if it was taken away from us.
     pub fn release(&self, key: &FlowKey) {
-        let removed = self.directory.shard(key).remove(key);
-        debug_assert_eq!(removed, Some(self.me), "gives up what is not its own");
+        let mut shard = self.directory.shard(key);
+        if let Entry::Occupied(entry) = shard.entry(*key)
+            && *entry.get() == self.me
+        {
+            entry.remove();
+        }
         if let Some(load) = self.load(key) {
             load.fetch_sub(1, Ordering::Relaxed);
         }

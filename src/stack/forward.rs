@@ -96,8 +96,8 @@ impl Stack {
         id
     }
 
-    /// Finds out where a new flow's SYN goes.
-    fn direct(&mut self, id: FlowId, guest: IpAddr, now: Time) {
+    /// Finds out where a flow's first frame goes.
+    pub(super) fn direct(&mut self, id: FlowId, guest: IpAddr, now: Time) {
         let mac = if !on_link(&self.net, guest) && self.guest_mac != [0xff; 6] {
             // Behind the guest: that is the router.
             Known::At(self.guest_mac)
@@ -110,18 +110,19 @@ impl Stack {
             Known::Asking | Known::Full => None,
         };
         self.note_asking();
-        self.resolved(id, resolved);
+        self.resolved(id, resolved, now);
     }
 
-    fn resolved(&mut self, id: FlowId, mac: Option<Mac>) {
+    fn resolved(&mut self, id: FlowId, mac: Option<Mac>, now: Time) {
+        let mut ctx = ctx!(self, now);
         // The flow may have ended meanwhile.
-        if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
-            match mac {
-                Some(mac) => flow.resolved(mac),
-                None => flow.unresolved(),
-            }
-            self.mark(id);
+        match (self.flows.get_mut(id), mac) {
+            (Some((_, Flow::Udp(flow))), mac) => return flow.resolved(&mut ctx, mac),
+            (Some((_, Flow::Tcp(flow))), Some(mac)) => flow.resolved(mac),
+            (Some((_, Flow::Tcp(flow))), None) => flow.unresolved(),
+            _ => return,
         }
+        self.mark(id);
     }
 
     /// The gateway has heard where a neighbour is.
@@ -130,7 +131,7 @@ impl Stack {
         if self.neighbours.told(addr, mac, now) {
             self.note_asking();
             while let Some(id) = self.neighbours.waiter(addr) {
-                self.resolved(id, Some(mac));
+                self.resolved(id, Some(mac), now);
             }
         }
     }
@@ -138,7 +139,7 @@ impl Stack {
     pub(super) fn ask_neighbours(&mut self, now: Time) {
         while let Some(addr) = self.neighbours.handle_timeout(&mut ctx!(self, now)) {
             while let Some(id) = self.neighbours.waiter(addr) {
-                self.resolved(id, None);
+                self.resolved(id, None, now);
             }
             self.note_asking();
         }

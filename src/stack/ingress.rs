@@ -10,7 +10,7 @@ use super::policy::{self, Verdict};
 use super::{Flow, Home, Refused, Stack, dhcp, ndp};
 use crate::arena::Slot;
 use crate::flow::key::{FlowKey, Proto};
-use crate::flow::peers::Room;
+use crate::flow::peers::{Room, Via};
 use crate::flow::ping::PingFlow;
 use crate::flow::tcp::{self, TcpFlow};
 use crate::flow::udp::UdpFlow;
@@ -191,18 +191,49 @@ impl Stack {
             slot.set_range(payload, len - 8);
             return self.handle_dns(guest, to, slot, parsed.eth_src, now);
         }
-        let Some(host) = self.datagram_host(parsed, ip, &slot, to, now) else { return };
         let key = FlowKey::guest_only(Proto::Udp, guest);
+        let home = self.home(&key);
+        if let Home::Away(worker) = home {
+            // Policy is the owner's to ask: it knows who has come by itself.
+            return self.hand_over(worker, slot);
+        }
+        let route = match home {
+            Home::Here(id) => self.udp_flow(id).and_then(|flow| flow.answer(to, now)),
+            _ => None,
+        };
+        let host = match route {
+            None => match self.datagram_host(parsed, ip, &slot, to, now) {
+                Some(host) => host,
+                None => return,
+            },
+            Some(route) => route.host,
+        };
         let make = |room: &Room| Flow::Udp(UdpFlow::new(parsed.eth_src, room));
-        let Some((id, mut slot)) = self.mapping(key, UdpFlow::kind(&guest), make, slot, now) else {
+        let kind = UdpFlow::kind(&guest);
+        let Some((id, mut slot)) = self.mapping(home, key, kind, make, slot, now) else {
             return;
         };
         let mut ctx = ctx!(self, now);
         slot.set_range(payload, len - 8);
         let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
         if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(id) {
-            let next = flow.handle_datagram(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
+            let route = route.unwrap_or_else(|| flow.route(host));
+            let opens = route.via == Via::Own && !flow.has_socket();
+            if opens && !self.share.take() {
+                return ctx.stats.drop(Drop::FlowTableFull);
+            }
+            let next = flow.handle_datagram(&mut ctx, id, parsed.eth_src, to, route, slot, opts);
+            if opens && !flow.has_socket() {
+                self.share.give();
+            }
             self.settle(id, next);
+        }
+    }
+
+    fn udp_flow(&mut self, id: FlowId) -> Option<&mut UdpFlow> {
+        match self.flows.get_mut(id) {
+            Some((_, Flow::Udp(flow))) => Some(flow),
+            _ => None,
         }
     }
 
@@ -231,13 +262,14 @@ impl Stack {
     /// the frame now, or there may be none, which is counted.
     fn mapping(
         &mut self,
+        home: Home,
         key: FlowKey,
         kind: DgramKind,
         make: impl FnOnce(&Room) -> Flow,
         slot: Slot,
         now: Time,
     ) -> Option<(FlowId, Slot)> {
-        let id = match self.home(&key) {
+        let id = match home {
             Home::Here(id) => id,
             Home::Away(worker) => {
                 self.hand_over(worker, slot);
@@ -265,7 +297,9 @@ impl Stack {
                 id
             }
         };
-        self.idle.touch(id.index, now);
+        if self.flows.get(id).is_some_and(|(_, flow)| flow.may_idle()) {
+            self.idle.touch(id.index, now);
+        }
         Some((id, slot))
     }
 
@@ -329,8 +363,9 @@ impl Stack {
         let guest = SocketAddr::new(ip.src, ident);
         let key = FlowKey::guest_only(Proto::Ping, guest);
         let make = |room: &Room| Flow::Ping(PingFlow::new(parsed.eth_src, room));
-        let Some((id, mut slot)) = self.mapping(key, PingFlow::kind(&guest), make, slot, now)
-        else {
+        let home = self.home(&key);
+        let kind = PingFlow::kind(&guest);
+        let Some((id, mut slot)) = self.mapping(home, key, kind, make, slot, now) else {
             return;
         };
         let mut ctx = ctx!(self, now);

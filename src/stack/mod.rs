@@ -23,6 +23,7 @@ macro_rules! ctx {
     };
 }
 
+pub mod bound;
 pub mod descriptors;
 pub mod dhcp;
 pub mod directory;
@@ -45,7 +46,7 @@ use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
-use crate::flow::peers::Room;
+use crate::flow::peers::{Room, Via};
 use crate::flow::ping::PingFlow;
 use crate::flow::table::{Full, Table};
 use crate::flow::tcp::TcpFlow;
@@ -53,7 +54,7 @@ use crate::flow::timers::Timers;
 use crate::flow::udp::UdpFlow;
 use crate::flow::{Action, Actions, Ctx, DgramEvent, Errno, Event, FlowId, Handed, Next};
 use crate::frame::{self, L3, Mac, Malformed};
-use crate::limits::{ACK_DELAY, FLOWS_MAX};
+use crate::limits::{ACK_DELAY, FLOWS_MAX, FORWARD_PEERS_SHARED, PEERS_SHARED};
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
 use descriptors::{Descriptors, Share};
@@ -71,12 +72,25 @@ pub enum Flow {
     Tcp(TcpFlow),
     /// A UDP mapping.
     Udp(UdpFlow),
+    /// The socket of a port of the host that leads to a UDP mapping: this one.
+    Bound(FlowId),
     /// A ping mapping.
     Ping(PingFlow),
     /// A DNS query on its way to a resolver.
     Dns(DnsFlow),
     /// Over; the worker still finishes with the socket.
     Closing,
+}
+
+impl Flow {
+    /// Whether it is a mapping that is kept for a while after its last use, and goes where room is needed.
+    fn may_idle(&self) -> bool {
+        match self {
+            Self::Udp(flow) => !flow.is_forwarded(),
+            Self::Ping(_) => true,
+            Self::Tcp(_) | Self::Bound(_) | Self::Dns(_) | Self::Closing => false,
+        }
+    }
 }
 
 /// The packet core.
@@ -92,6 +106,8 @@ pub struct Stack {
     idle: Idle,
     /// What all mappings share.
     peer_room: Room,
+    /// What those share that ports of the host lead to.
+    visitor_room: Room,
     /// TCP flows that something happened to in this turn and that have not been served since.
     dirty: Vec<FlowId>,
     /// TCP flows with an ACK that waits for data to go with, in the order of their times; each once.
@@ -158,7 +174,8 @@ impl Stack {
             flows: Table::new(FLOWS_MAX, secret),
             timers: Timers::new(),
             idle: Idle::new(),
-            peer_room: Room::new(),
+            peer_room: Room::new(PEERS_SHARED, secret),
+            visitor_room: Room::new(FORWARD_PEERS_SHARED, secret),
             dirty: Vec::with_capacity(256),
             late: VecDeque::with_capacity(256),
             undrained: 0,
@@ -208,6 +225,7 @@ impl Stack {
     }
 
     fn take_frame(&mut self, slot: Slot, now: Time) {
+        self.give_up();
         self.stats.frames_from_guest += 1;
         let parsed = match frame::parse(slot.bytes()) {
             Ok(parsed) => parsed,
@@ -350,20 +368,37 @@ impl Stack {
     fn on_dgram(&mut self, id: FlowId, now: Time, event: DgramEvent) {
         let received = matches!(event, DgramEvent::Received { .. });
         let mut ctx = ctx!(self, now);
+        let (mut id, mut via) = (id, Via::Own);
+        if let Some((_, &Flow::Bound(mapping))) = self.flows.get(id) {
+            (id, via) = (mapping, Via::Port(id));
+        }
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        if received && matches!(flow, Flow::Udp(_) | Flow::Ping(_)) {
+        if received && flow.may_idle() {
             self.idle.touch(id.index, now);
         }
         let next = match flow {
-            Flow::Udp(flow) => flow.handle_event(&mut ctx, id, key, event),
+            Flow::Udp(flow) => {
+                let guest = key.guest();
+                let had_socket = flow.has_socket();
+                let name = |net: &NetConfig, peer| forward::shown(net, peer, guest);
+                let next = flow.handle_event(&mut ctx, key, via, event, name);
+                let seeks = flow.seeks(now);
+                if had_socket && !flow.has_socket() {
+                    self.share.give();
+                }
+                if seeks {
+                    self.direct(id, guest.ip(), now);
+                }
+                next
+            }
             Flow::Ping(flow) => flow.handle_event(&mut ctx, id, key, event),
             Flow::Dns(flow) => {
                 let step = flow.handle_event(&mut ctx, &self.dns, key, event);
                 return self.settle_dns(id, step, now);
             }
-            Flow::Tcp(_) | Flow::Closing => return,
+            Flow::Tcp(_) | Flow::Bound(_) | Flow::Closing => return,
         };
         self.settle(id, next);
     }
@@ -404,7 +439,7 @@ impl Stack {
                     self.settle_dns(id, step, now);
                     continue;
                 }
-                Flow::Closing => continue,
+                Flow::Bound(_) | Flow::Closing => continue,
             };
             self.settle(id, next);
         }
