@@ -1,10 +1,63 @@
 //! Ports of the host whose datagrams go into the guest: bound sockets, and their lives in a worker.
+//!
+//! A bound socket is a flow's like any other datagram socket: armed, sent on and closed by the same code
+//! ([`dgram`](super::dgram)). It has come from outside, and it ends when its forward does.
 
-use super::{ForwardedPort, Worker};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::SockRef;
+
+use super::forward::Waiter;
+use super::run::Limit;
+use super::sock::Sock;
+use super::{ForwardedPort, Worker, dgram};
+use crate::config::ForwardId;
+use crate::stack::bound::Bound;
+
+/// The worker, of so many, that is to have the UDP ports that lead to an endpoint of the guest: all of them, for
+/// what the guest answers finds its way by what that one knows ([`crate::stack::bound`]).
+pub fn home(guest: &SocketAddr, workers: usize) -> usize {
+    // Not keyed, so that it is the same for everyone; the operator chooses what is forwarded.
+    let mut hasher = DefaultHasher::new();
+    guest.hash(&mut hasher);
+    hasher.finish() as usize % workers.max(1)
+}
 
 impl Worker {
     /// Takes datagrams of a bound socket from now on.
     pub(super) fn bind(&mut self, port: ForwardedPort) {
-        drop(port);
+        let (id, guest) = (port.id, port.guest);
+        if let Err(e) = self.try_bind(port) {
+            tracing::warn!("forward {}: UDP port to {guest}: {e}: what comes is lost", id.0);
+        }
+    }
+
+    fn try_bind(&mut self, port: ForwardedPort) -> io::Result<()> {
+        let ForwardedPort { id, socket, guest, .. } = port;
+        let its = SockRef::from(&socket);
+        let local = its.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        let device = its.device()?.is_some();
+        dgram::configure(&socket, local.is_ipv4(), true)?;
+        let bound = Bound { guest, local, device };
+        let Some(flow) = self.stack.handle_bound(&bound, self.now) else {
+            return Err(io::Error::other("no room for another flow, or no such guest"));
+        };
+        let sock = Sock::new(socket, flow.generation);
+        self.put_dgram(flow, sock, Limit::ethernet(local.is_ipv4()));
+        self.rearm.push(flow);
+        self.bound.entry(id).or_default().push(flow);
+        Ok(())
+    }
+
+    /// Closes the bound sockets of a forward; `done` is dropped with the last.
+    pub(super) fn unbind(&mut self, id: ForwardId, done: &Waiter) {
+        for flow in self.bound.remove(&id).unwrap_or_default() {
+            if let Some(sock) = self.sock(flow) {
+                sock.freed = Some(done.clone());
+            }
+            self.stack.handle_unbound(flow, self.now);
+        }
     }
 }

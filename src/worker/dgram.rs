@@ -20,10 +20,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use io_uring::{cqueue, opcode, types};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::Worker;
 use super::cmsg::{self, DATA_CONTROL, ERROR_CONTROL, NAME};
@@ -95,17 +95,23 @@ impl Worker {
                 return Ok(());
             }
         };
-        let mut sock = Sock::new(fd, flow.generation);
-        sock.rearm = Op::Data as u8 | Op::ErrQueue as u8;
-        sock.outbound = !matches!(kind, DgramKind::Dns(_));
-        sock.run_limit = match kind {
+        let limit = match kind {
             DgramKind::Udp4 => Limit::ethernet(true),
             DgramKind::Udp6 => Limit::ethernet(false),
             // A ping socket knows no runs, and a query is alone.
             DgramKind::Ping4 | DgramKind::Ping6 | DgramKind::Dns(_) => Limit::NONE,
         };
-        self.put_sock(flow, sock);
+        let mut sock = Sock::new(fd, flow.generation);
+        sock.outbound = !matches!(kind, DgramKind::Dns(_));
+        self.put_dgram(flow, sock, limit);
         self.arm_dgram(flow)
+    }
+
+    /// Keeps a datagram socket, whose receives are to be armed.
+    pub(super) fn put_dgram(&mut self, flow: FlowId, mut sock: Sock, limit: Limit) {
+        sock.rearm = Op::Data as u8 | Op::ErrQueue as u8;
+        sock.run_limit = limit;
+        self.put_sock(flow, sock);
     }
 
     /// Submits the receives of a socket that have ended.
@@ -435,24 +441,10 @@ fn socket(net: &NetConfig, kind: DgramKind) -> io::Result<Socket> {
     };
     let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(protocol))?;
-    let fd = socket.as_raw_fd();
-    if v4 {
-        for name in [libc::IP_RECVERR, libc::IP_RECVTTL, libc::IP_RECVTOS] {
-            set(fd, libc::SOL_IP, name, 1)?;
-        }
-    } else {
+    if !v4 {
         socket.set_only_v6(true)?;
-        for name in [libc::IPV6_RECVERR, libc::IPV6_RECVHOPLIMIT, libc::IPV6_RECVTCLASS] {
-            set(fd, libc::SOL_IPV6, name, 1)?;
-        }
     }
-    // Room for a burst of large datagrams; the kernel clamps it to net.core.[rw]mem_max.
-    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER)?;
-    if matches!(kind, DgramKind::Udp4 | DgramKind::Udp6) {
-        // Datagrams that the host's kernel has coalesced come as they are, and go on as one frame.
-        set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
-    }
+    configure(&socket, v4, matches!(kind, DgramKind::Udp4 | DgramKind::Udp6))?;
     if let DgramKind::Dns(resolver) = kind {
         outbound::bind(&socket, net, resolver.ip())?;
         socket.connect(&resolver.into())?;
@@ -477,6 +469,32 @@ pub(super) fn bound_to(socket: &Socket) -> io::Result<i32> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(index) }
+}
+
+/// Makes a datagram socket tell all that the core wants to know.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub(super) fn configure(socket: &impl AsFd, v4: bool, runs: bool) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    if v4 {
+        for name in [libc::IP_RECVERR, libc::IP_RECVTTL, libc::IP_RECVTOS] {
+            set(fd, libc::SOL_IP, name, 1)?;
+        }
+    } else {
+        for name in [libc::IPV6_RECVERR, libc::IPV6_RECVHOPLIMIT, libc::IPV6_RECVTCLASS] {
+            set(fd, libc::SOL_IPV6, name, 1)?;
+        }
+    }
+    // Room for a burst of large datagrams; the kernel clamps it to net.core.[rw]mem_max.
+    let socket = SockRef::from(socket);
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    if runs {
+        // Datagrams that the host's kernel has coalesced come as they are, and go on as one frame.
+        set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    }
+    Ok(())
 }
 
 /// Sets an option that is an `int`.

@@ -107,6 +107,7 @@ impl Worker {
     /// Ends a forward.
     pub(super) fn unforward(&mut self, id: ForwardId, done: oneshot::Sender<()>) {
         let done = Rc::new(done);
+        self.unbind(id, &done);
         self.close_listeners(Some(id), Some(&done));
     }
 

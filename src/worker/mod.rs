@@ -29,7 +29,7 @@
 //! advertisements that nobody asked for. ARP, neighbour discovery, echo to the gateway and DNS are answered by whoever
 //! is asked; fragments come by one queue, and what they make goes on to the owner of its flow.
 
-mod bound;
+pub mod bound;
 mod cmsg;
 mod complete;
 mod dgram;
@@ -42,7 +42,7 @@ mod submit;
 pub mod team;
 mod token;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -243,6 +243,8 @@ struct Worker {
     socks: Vec<Option<Sock>>,
     /// Sockets that listen for connections to the guest.
     listeners: Listeners,
+    /// Bound sockets of each forward.
+    bound: HashMap<ForwardId, Vec<FlowId>>,
     /// Headers and addresses of this turn's submissions.
     scratch: Scratch,
     stack: Stack,
@@ -312,6 +314,7 @@ impl Worker {
             dgrams_out: Vec::with_capacity(64),
             socks: Vec::new(),
             listeners: Listeners::new(),
+            bound: HashMap::new(),
             scratch: Scratch::new(),
             stack,
             tap,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::forward::Waiter;
 use super::outbound;
 use super::run::Limit;
 use super::token::Op;
@@ -48,6 +49,8 @@ pub(super) struct Sock {
     pub(super) df: Option<bool>,
     /// Its datagrams leave by the outbound interface, where there is one.
     pub(super) outbound: bool,
+    /// Dropped when the descriptor is closed, which is before: fields drop in order.
+    pub(super) freed: Option<Waiter>,
 }
 
 /// A multishot poll for room. A one-shot poll also ends for the peer's FIN (the ring asks for `POLLRDHUP`
@@ -84,6 +87,7 @@ impl Sock {
             watch: Watch::No,
             df: None,
             outbound: false,
+            freed: None,
         }
     }
 

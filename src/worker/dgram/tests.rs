@@ -81,7 +81,7 @@ impl Bed {
         let (guest, tap) = UnixDatagram::pair().unwrap();
         guest.set_nonblocking(true).unwrap();
         for end in [&guest, &tap] {
-            socket2::SockRef::from(end).set_send_buffer_size(4 << 20).unwrap();
+            SockRef::from(end).set_send_buffer_size(4 << 20).unwrap();
         }
         let mailbox =
             Arc::new(Mailbox { requests: Mutex::default(), bell: EventFd::new().unwrap() });
@@ -175,7 +175,7 @@ impl Bed {
     fn server(&self, addr: &str) -> UdpSocket {
         let socket = UdpSocket::bind((addr.parse::<IpAddr>().unwrap(), 0)).unwrap();
         socket.set_nonblocking(true).unwrap();
-        socket2::SockRef::from(&socket).set_recv_buffer_size(1 << 20).unwrap();
+        SockRef::from(&socket).set_recv_buffer_size(1 << 20).unwrap();
         socket
     }
 }
@@ -194,7 +194,7 @@ fn datagrams_of_every_size_both_ways() {
     let Some(mut bed) = Bed::new() else { return };
     for ((_, host), max) in [(V4, 65507), (V6, 65527)] {
         let server = bed.server(host);
-        socket2::SockRef::from(&server).set_ttl_v4(77).unwrap();
+        SockRef::from(&server).set_ttl_v4(77).unwrap();
         let mut buffer = vec![0; 70_000];
         for len in [5, 0, 1, 1472, 0, 0, 9000, max, 0, 3] {
             let payload: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
