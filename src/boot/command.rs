@@ -128,7 +128,7 @@ fn attempt(
     match result {
         Ok(Some(FromChild::Tap(taps, _))) if !taps.is_empty() => {
             // Made by us a moment ago: it cannot be persistent.
-            Ok(Some(Guest { taps, persistent: None, life: Life::Command(init) }))
+            Ok(Some(Guest { taps, persistent: None, life: Life::Command(init), userns: None }))
         }
         Ok(Some(FromChild::NoProc)) if own_pids => {
             init.end();
@@ -223,7 +223,7 @@ fn no_namespaces(e: &std::io::Error) -> Failure {
 }
 
 /// What to do where user namespaces are restricted: the first thing found that restricts them.
-fn remedy() -> &'static str {
+pub(super) fn remedy() -> &'static str {
     let is = |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|v| v.trim() == value);
     if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
         ": unprivileged user namespaces are off: sysctl kernel.unprivileged_userns_clone=1"

@@ -86,7 +86,7 @@ fn keep(config: &Config, path: &Path, below: Place) -> Result<Guest, Failure> {
     mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|e| refused(path, e))?;
     let persistent = taps.first().map(tap::persistent).transpose()?.flatten();
-    Ok(Guest { taps, persistent, life: Life::Ours(Made { place, below }) })
+    Ok(Guest { taps, persistent, life: Life::Ours(Made { place, below }), userns: None })
 }
 
 /// Takes the namespace's name away, unless the path means something else by now.

@@ -15,6 +15,8 @@
 //! 5. It passes the queues to the parent ([`pass`]) and exits; the child of `run` stays, as the init
 //!    process of the command.
 //! 6. The parent says how it will know that the guest is gone: [`Life`].
+//! 7. When control has made what needs a path, a child stays outside as the [`keeper`], and the program itself goes
+//!    behind walls: [`sandbox`], and at last [`seccomp`].
 //!
 //! A failure on either side arrives as one line that names the step ([`Failure`]); nothing is left behind.
 //!
@@ -24,10 +26,12 @@
 pub mod command;
 pub mod create;
 pub mod failure;
+pub mod keeper;
 pub mod link;
 pub mod mounts;
 pub mod netns;
 pub mod pass;
+pub mod sandbox;
 pub mod seccomp;
 pub mod sys;
 pub mod tap;
@@ -50,6 +54,8 @@ pub struct Guest {
     pub persistent: Option<OwnedFd>,
     /// How we know that it is gone.
     pub life: Life,
+    /// Its user namespace, where the sandbox may have a use for it.
+    pub userns: Option<OwnedFd>,
 }
 
 /// What the guest's life hangs on.
@@ -107,7 +113,7 @@ pub fn boot(config: &Config, inherited: &mut Inherited) -> Result<Guest, Failure
             let fd = sys::adopt(*fd)
                 .context(|| format!("TAP descriptor {fd}: not an open file descriptor"))?;
             let (queue, persistent) = tap::adopt(fd)?;
-            Ok(Guest { taps: vec![queue], persistent, life: Life::Unknown })
+            Ok(Guest { taps: vec![queue], persistent, life: Life::Unknown, userns: None })
         }
         Mode::Attach(Target::Pid { pid, userns }) => {
             netns::attach_pid(config, *pid, userns.as_deref())

@@ -61,8 +61,9 @@ pub fn attach_pid(config: &Config, pid: i32, userns: Option<&Path>) -> Result<Gu
     if watch::is_ready(&pidfd) {
         return Err(Failure::new(format!("process {pid} has ended")));
     }
+    let kept = keep(config, Some(&user))?;
     let (taps, persistent) = enter(config, &path, net, Some(user), userns.is_some())?;
-    Ok(Guest { taps, persistent, life: Life::Process(pidfd) })
+    Ok(Guest { taps, persistent, life: Life::Process(pidfd), userns: kept })
 }
 
 /// Gives a TAP to the network namespace at `path`.
@@ -82,12 +83,19 @@ pub fn attach_path(config: &Config, path: &Path, userns: Option<&Path>) -> Resul
         None => sys::owner_of(net.as_fd()).ok().map(File::from),
     };
     let place = Place::new(path, &net).context(|| path.display().to_string())?;
+    let kept = keep(config, user.as_ref())?;
     let (taps, persistent) = enter(config, path, net, user, userns.is_some())?;
     let life = match process_of(path).map(sys::pidfd_open) {
         Some(Ok(pidfd)) => Life::Process(pidfd),
         _ => Life::Path(place),
     };
-    Ok(Guest { taps, persistent, life })
+    Ok(Guest { taps, persistent, life, userns: kept })
+}
+
+/// A second descriptor of the guest's user namespace, for the sandbox.
+fn keep(config: &Config, user: Option<&File>) -> Result<Option<OwnedFd>, Failure> {
+    let user = user.filter(|_| config.sandbox).map(|user| user.as_fd().try_clone_to_owned());
+    user.transpose().context(|| "duplicate a descriptor")
 }
 
 /// The process in `/proc/PID/ns/net`: no event tells of the end of such a path.

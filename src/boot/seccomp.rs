@@ -37,6 +37,8 @@ use super::Failure;
 pub struct Needs {
     /// Ends a command and takes its terminal back.
     pub command: bool,
+    /// Waits for a child: the command's init, the keeper.
+    pub child: bool,
     /// Watches a path that names the guest.
     pub path: bool,
     /// Removes files of its own at the end: nobody else does it.
@@ -47,12 +49,13 @@ pub struct Needs {
 
 impl Needs {
     /// All that there is.
-    pub const ALL: Self = Self { command: true, path: true, files: true, mount: true };
+    pub const ALL: Self = Self { command: true, child: true, path: true, files: true, mount: true };
 
     fn has(self, when: When) -> bool {
         match when {
             When::Always => true,
             When::Command => self.command,
+            When::Child => self.child,
             When::Path => self.path,
             When::Files => self.files,
             When::Mount => self.mount,
@@ -67,6 +70,8 @@ pub enum When {
     Always,
     /// [`Needs::command`]
     Command,
+    /// [`Needs::child`]
+    Child,
     /// [`Needs::path`]
     Path,
     /// [`Needs::files`]
@@ -172,7 +177,7 @@ rows! {
     SYS_unlink Files ANY, "control/api.rs, control/mod.rs: socket and pid file; boot/create.rs: the file at the path";
     SYS_unlinkat Files &[&[Arg::Is(2, 0)]], "the same, where there is no unlink";
     SYS_umount2 Mount ANY, "boot/create.rs: the namespace's name";
-    SYS_wait4 Command ANY, "boot/command.rs: waits until the guest is gone";
+    SYS_wait4 Child ANY, "boot/command.rs, boot/keeper.rs: waits until the guest is gone, and all is tidied up";
     SYS_ioctl Command &[&[Arg::Is(1, libc::TIOCSPGRP as u32)]], "control/mod.rs: takes the terminal back";
     #[cfg(target_arch = "x86_64")]
     SYS_getpgrp Command ANY, "control/mod.rs: for whom";

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int, c_long, c_ulong};
+use std::ffi::{CStr, CString, c_int, c_long, c_ulong};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -228,8 +228,20 @@ fn ethtool<const N: usize>(
 /// # Errors
 /// What `open_tree(2)` says.
 pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    open_tree(path, 0)
+}
+
+/// A copy of what is at `path`, with all mounts below it, not attached anywhere.
+///
+/// # Errors
+/// What `open_tree(2)` says.
+pub fn clone_mounts(path: &Path) -> io::Result<OwnedFd> {
+    open_tree(path, libc::AT_RECURSIVE as u32)
+}
+
+fn open_tree(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    let flags = flags | libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: `path` is a C string that outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     if fd < 0 {
@@ -257,6 +269,136 @@ pub fn attach_mount(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
         )
     };
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes a mount (and all below it, with `below`) read-only, without devices, programs and set-user-id. Mounts
+/// of the host still come in, and none goes out.
+///
+/// # Errors
+/// What `mount_setattr(2)` says.
+pub fn wall_mount(mount: BorrowedFd<'_>, below: bool) -> io::Result<()> {
+    let flags = if below { libc::AT_RECURSIVE } else { 0 };
+    mount_setattr(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, libc::MS_SLAVE)
+}
+
+/// Makes the root like [`wall_mount`], and not what is mounted in it.
+///
+/// # Errors
+/// What `mount_setattr(2)` says.
+pub fn wall_root() -> io::Result<()> {
+    mount_setattr(libc::AT_FDCWD, c"/", 0, 0)
+}
+
+fn mount_setattr(at: RawFd, path: &CStr, flags: c_int, propagation: c_ulong) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: propagation.into(),
+        userns_fd: 0,
+    };
+    // SAFETY: `path` is a C string and `attr` a struct of the size given; both outlive the call, which reads them.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at,
+            path.as_ptr(),
+            flags,
+            std::ptr::from_ref(&attr),
+            size_of_val(&attr),
+        )
+    };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// linux/capability.h: `_LINUX_CAPABILITY_VERSION_3`, two words for each set.
+const CAPABILITIES_V3: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityWords {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up every capability that is not in `keep`, for good: in the ambient set, the bounding set, and the three of the
+/// thread. The process must have one thread.
+///
+/// # Errors
+/// `EPERM` where the bounding set may not be changed (`CAP_SETPCAP`).
+pub fn drop_capabilities(keep: u64) -> io::Result<()> {
+    let done = |rc: c_long| if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    // SAFETY: PR_CAP_AMBIENT_CLEAR_ALL touches no memory.
+    let rc = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    done(rc.into())?;
+    for capability in (0..64).filter(|bit| keep & 1 << bit == 0) {
+        // SAFETY: both touch no memory.
+        match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) } {
+            0 => {}
+            // There are no more.
+            -1 => break,
+            // SAFETY: as above.
+            _ => done(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into())?,
+        }
+    }
+    let mut header = CapabilityHeader { version: CAPABILITIES_V3, pid: 0 };
+    let mut words = [CapabilityWords::default(); 2];
+    // SAFETY: the header and the two words of version 3 are as long as the kernel reads and writes.
+    done(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) })?;
+    for (word, keep) in words.iter_mut().zip([keep as u32, (keep >> 32) as u32]) {
+        // What one does not have, one cannot keep.
+        let kept = word.permitted & keep;
+        *word = CapabilityWords { effective: kept, permitted: kept, inheritable: kept };
+    }
+    // SAFETY: as above; the kernel reads.
+    done(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, words.as_ptr()) })
+}
+
+/// Closes what the caller of the program has left open and not given by number: whatever is not closed on exec, the
+/// standard streams excepted. All that this program opens is, and so is what [`adopt`] has taken.
+///
+/// # Errors
+/// What reading `/proc/self/fd` says.
+pub fn close_inherited() -> io::Result<()> {
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|&fd| fd > libc::STDERR_FILENO) {
+        // SAFETY: F_GETFD touches no memory; the folder's own descriptor is closed by now, and gives EBADF.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: nobody here owns it: see above.
+            unsafe { libc::close(fd) };
+        }
+    }
+    Ok(())
+}
+
+/// Closes every descriptor but one. Only for a process that uses none of the others any more: a child that is about to
+/// do one thing and end.
+///
+/// # Errors
+/// What `close_range(2)` says.
+pub fn close_all_but(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = fd.as_raw_fd() as u32;
+    for (first, last) in [(0, fd.checked_sub(1)), (fd + 1, Some(u32::MAX))] {
+        let Some(last) = last else { continue };
+        // SAFETY: touches no memory. Values in this process that own descriptors are not used again, nor dropped: the
+        // caller's promise.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

@@ -92,6 +92,9 @@ pub(super) const COMMON: &str = "
       --outbound-addr A    where outgoing IPv4 leaves from: an address of this
                            host, or an interface
       --outbound-addr6 A   the same for IPv6
+      --no-sandbox         keep sight of all files, and all rights; without it
+                           only /etc and /run are seen, and read
+      --no-seccomp         keep all system calls
 
   -v, --verbose            log more; twice: everything but packets
   -q, --quiet              log less
@@ -178,7 +181,6 @@ A network for an unprivileged network namespace (ringtap under this name).
 --netns-type=TYPE        what the operand is: pid, path or tapfd (default=pid)
 --userns-path=PATH       user namespace to enter first
 --enable-sandbox         run in a mount namespace of its own, without capabilities
-                         (not supported yet)
 --enable-seccomp         restrict system calls and io_uring
 --outbound-addr=ADDR     source of outgoing IPv4: an address or an interface
 --outbound-addr6=ADDR    source of outgoing IPv6: an address or an interface

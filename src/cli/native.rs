@@ -72,6 +72,8 @@ const OPTIONS: &[(&str, &[Verb])] = &[
     ("host-loopback", EVERY),
     ("outbound-addr", EVERY),
     ("outbound-addr6", EVERY),
+    ("no-sandbox", EVERY),
+    ("no-seccomp", EVERY),
     ("verbose", EVERY),
     ("quiet", EVERY),
     ("log-level", EVERY),
@@ -161,6 +163,8 @@ struct Typed {
     host_loopback: bool,
     outbound_v4: Option<Outbound<Ipv4Addr>>,
     outbound_v6: Option<Outbound<Ipv6Addr>>,
+    sandbox: bool,
+    seccomp: bool,
     /// `-v` minus `-q`.
     verbosity: i32,
     log_level: Option<Level>,
@@ -191,6 +195,8 @@ impl Typed {
             host_loopback: false,
             outbound_v4: None,
             outbound_v6: None,
+            sandbox: true,
+            seccomp: true,
             verbosity: 0,
             log_level: None,
             keep_uid: false,
@@ -248,6 +254,8 @@ impl Typed {
             "no-ipv6" => self.ipv6 = false,
             "no-dns" => self.dns = false,
             "host-loopback" => self.host_loopback = true,
+            "no-sandbox" => self.sandbox = false,
+            "no-seccomp" => self.seccomp = false,
             "verbose" => self.verbosity += 1,
             "quiet" => self.verbosity -= 1,
             "keep-uid" => self.keep_uid = true,
@@ -352,8 +360,8 @@ impl Typed {
             log_level: self.log_level.unwrap_or_else(|| level(verb, self.verbosity)),
             write_resolv_conf: self.dns,
             forwards: self.forwards,
-            sandbox: true,
-            seccomp: true,
+            sandbox: self.sandbox,
+            seccomp: self.seccomp,
         })
     }
 

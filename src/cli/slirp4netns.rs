@@ -292,9 +292,6 @@ impl Typed {
         if is_tapfd && self.configure {
             warn("--configure has no effect with --netns-type=tapfd");
         }
-        if let Some(line) = self.not_there_yet() {
-            warn(&line);
-        }
         let v6 = (self.enable_ipv6 && v6_fits).then(|| V6Net::fd00(false));
         let mut net = NetConfig::new(v4, v6, mtu);
         net.guest_mac = guest_mac;
@@ -373,15 +370,6 @@ impl Typed {
             }
         }
         Ok(())
-    }
-
-    /// What was asked for and is missing in this version, in one line.
-    fn not_there_yet(&self) -> Option<String> {
-        let missing: Vec<&str> = [(self.enable_sandbox, "the sandbox of --enable-sandbox")]
-            .into_iter()
-            .filter_map(|(asked, what)| asked.then_some(what))
-            .collect();
-        (!missing.is_empty()).then(|| format!("not supported yet: {}", missing.join(", ")))
     }
 }
 

@@ -2,14 +2,18 @@
 //!
 //! # Theory of operation
 //!
-//! The main thread starts the workers, one for each queue of the TAP, says that the network is ready in the order that callers rely on (forwarded ports
-//! and the API socket listen, then the ready byte, then the descriptor closes), and waits. The program ends by
+//! The main thread makes what needs a path or a right (the API socket, the file with our PID), goes behind the walls of the
+//! [sandbox], starts the workers, one for each queue of the TAP, says that the network is ready in the order that callers
+//! rely on (forwarded ports and the API socket listen, then the ready byte, then the descriptor closes), and waits. The program ends by
 //! the first of: a signal, the exit descriptor, the end of the guest (its process, its path, the command of `run`),
 //! the end of a worker. It then stops the workers, leaves the TAP and the file system as they were, ends the
 //! guest's processes where they are its own, and exits with the code that the personality gives.
 //!
 //! It runs on `tokio-uring`, and where io_uring is blocked for it on plain tokio: nothing here needs more. So it does when
 //! the process is confined, since that ring could do what the filter forbids, and tokio-uring cannot restrict it.
+//!
+//! **Invariant:** from the sandbox on no path is used but `/etc/resolv.conf`. What is to be removed in the end is on the
+//! list of `Traces`, and nowhere else; in the sandbox the [keeper](crate::boot::keeper) has that list.
 
 pub mod api;
 pub mod forwards;
@@ -28,13 +32,15 @@ use tokio::io::Interest;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::boot::create::Made;
+use crate::boot::keeper::{Duties, Keeper, Kept, Word};
 use crate::boot::pass::FromChild;
-use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, create, seccomp, sys, tap};
+use crate::boot::sandbox::{self, Walls};
+use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, Place, seccomp, sys, tap};
 use crate::config::{Config, Mode, Personality};
 use crate::limits::DRAIN;
 use crate::output::{say, say_error};
 use crate::worker::team::Team;
-use crate::worker::{self, Handle, Notice, Request};
+use crate::worker::{self, Handle, Notice, Request, TapQueue};
 use resolv::Resolvers;
 
 /// How the program ends.
@@ -67,50 +73,27 @@ pub fn run(config: &Config, guest: Guest, inherited: Inherited) -> End {
 
 /// From a ready TAP to the end; whatever happens, what was made is unmade.
 async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
-    let Guest { taps, persistent, life } = guest;
+    let Guest { taps, persistent, life, userns } = guest;
     let terminal = matches!(life, Life::Command(_)).then(Terminal::note).flatten();
-    let mut traces = Traces { pid_file: None, persistent };
-    let (notify, notices) = unbounded_channel();
-    let mut resolvers = Resolvers::read();
+    let mut traces = Traces { duties: Duties::of(&life), keeper: None, persistent };
     let mut handles = Vec::new();
-    let mut end = None;
-    let secret = worker::random().and_then(|a| Ok([a, worker::random()?]));
-    match secret.context(|| "start forwarding: read /dev/urandom") {
-        Err(failure) => end = Some(End::Failed(failure)),
-        Ok(secret) => {
-            let team = Team::new(taps.len(), secret);
-            for (me, tap) in taps.into_iter().enumerate() {
-                let list = resolvers.list().to_vec();
-                let net = config.net.clone();
-                match Handle::spawn_in(&team, me as u8, tap, net, list, notify.clone())
-                    .context(|| "start forwarding")
-                {
-                    Ok(handle) => handles.push(handle),
-                    Err(failure) => {
-                        end = Some(End::Failed(failure));
-                        break;
-                    }
-                }
-            }
+    let end = async {
+        let prepared = prepare(config, &life, &mut traces)?;
+        if config.sandbox {
+            traces.keeper = Keeper::start(&traces.duties)?;
+            sandbox::enter(Walls::of(config), userns.as_ref())?;
+            drop(userns);
         }
-    }
-    drop(notify);
-    let end = match end {
-        Some(end) => end,
-        None => {
-            let mut workers = Workers { handles: &handles, notices, resolvers: &mut resolvers };
-            watch(config, &life, inherited, &mut workers, &mut traces)
-                .await
-                .unwrap_or_else(End::Failed)
-        }
+        let notices = start(config, taps, &prepared.resolvers, &mut handles)?;
+        let outlook = Outlook { walled: config.sandbox, keeper: traces.keeper.as_ref() };
+        watch(config, &life, inherited, prepared, &handles, notices, &outlook).await
     };
+    let end = end.await.unwrap_or_else(End::Failed);
     for handle in handles {
         handle.stop();
     }
-    match life {
-        Life::Command(init) => init.end(),
-        Life::Ours(made) => create::remove(&made),
-        Life::Unknown | Life::Process(_) | Life::Path(_) => {}
+    if let Life::Command(init) = life {
+        init.end();
     }
     drop(traces);
     if let Some(terminal) = terminal {
@@ -119,19 +102,120 @@ async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
     end
 }
 
+/// What is made before the walls.
+struct Prepared {
+    signals: watch::Signals,
+    api: Option<api::Api>,
+    resolvers: Resolvers,
+    resolv_conf: Option<resolv::Watch>,
+}
+
+/// Makes what needs a path or a right, and notes what of it is to be unmade.
+fn prepare(config: &Config, life: &Life, traces: &mut Traces) -> Result<Prepared, Failure> {
+    let signals = watch::Signals::listen(!matches!(life, Life::Command(_)))
+        .context(|| "listen for signals")?;
+    let api = match &config.api_socket {
+        Some(path) => {
+            let replace = config.personality == Personality::Slirp4netns;
+            let (api, file) = api::Api::bind(path, replace)
+                .context(|| format!("API socket {}", path.display()))?;
+            traces.duties.files.push(file);
+            Some(api)
+        }
+        None => None,
+    };
+    if let Some(path) = &config.pid_file {
+        write_pid_file(path)?;
+        let kept = Kept::note(path).context(|| format!("--pid-file {}", path.display()))?;
+        traces.duties.files.push(kept);
+    }
+    let resolv_conf = config.net.dns.then(resolv::Watch::new).flatten();
+    Ok(Prepared { signals, api, resolvers: Resolvers::read(), resolv_conf })
+}
+
+/// Starts the workers, into `handles`, so that those that run are stopped when one does not.
+fn start(
+    config: &Config,
+    taps: Vec<TapQueue>,
+    resolvers: &Resolvers,
+    handles: &mut Vec<Handle>,
+) -> Result<UnboundedReceiver<Notice>, Failure> {
+    const STEP: &str = "start forwarding";
+    let (notify, notices) = unbounded_channel();
+    let secret = worker::random().and_then(|a| Ok([a, worker::random()?]));
+    let team = Team::new(taps.len(), secret.context(|| STEP)?);
+    for (me, tap) in taps.into_iter().enumerate() {
+        let (list, net) = (resolvers.list().to_vec(), config.net.clone());
+        let handle = Handle::spawn_in(&team, me as u8, tap, net, list, notify.clone());
+        handles.push(handle.context(|| STEP)?);
+    }
+    Ok(notices)
+}
+
 /// What is left in the world while we run, and unmade when this is dropped.
 struct Traces {
-    pid_file: Option<std::path::PathBuf>,
+    duties: Duties,
+    /// Who does it, in the sandbox.
+    keeper: Option<Keeper>,
     persistent: Option<OwnedFd>,
 }
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        if let Some(path) = &self.pid_file {
-            let _ = fs::remove_file(path);
+        match self.keeper.take() {
+            Some(keeper) => keeper.finish(),
+            None => self.duties.carry_out(),
         }
         if let Some(tap) = &self.persistent {
             tap::leave(tap.as_fd());
+        }
+    }
+}
+
+/// Who sees whether a path is gone.
+struct Outlook<'a> {
+    /// We see nothing but what the sandbox has.
+    walled: bool,
+    keeper: Option<&'a Keeper>,
+}
+
+impl Outlook<'_> {
+    /// Whether the path is known to be gone.
+    fn is_gone(&self, place: &Place) -> bool {
+        match self.keeper {
+            Some(keeper) => keeper.word() == Word::Gone,
+            None => !self.walled && !place.is_there(),
+        }
+    }
+
+    /// Waits until it is.
+    async fn gone(&self, place: &Place) -> Result<(), Failure> {
+        match self.keeper {
+            Some(keeper) => keeper_says_gone(keeper).await,
+            None if self.walled => std::future::pending().await,
+            None => {
+                watch::gone(place).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Waits for the keeper's word.
+async fn keeper_says_gone(keeper: &Keeper) -> Result<(), Failure> {
+    let step = || "listen to the keeper";
+    let watched = sys::readiness(keeper.link(), Interest::READABLE).context(step)?;
+    loop {
+        let mut guard = watched.readable().await.context(step)?;
+        match keeper.word() {
+            Word::Gone => return Ok(()),
+            Word::Nothing => guard.clear_ready(),
+            Word::Died => {
+                tracing::warn!(
+                    "somebody has killed the keeper (process ringtap-keeper): the end of the path will not be seen, and what was made stays in the end"
+                );
+                std::future::pending().await
+            }
         }
     }
 }
@@ -140,18 +224,28 @@ impl Drop for Traces {
 struct Workers<'a> {
     handles: &'a [Handle],
     notices: UnboundedReceiver<Notice>,
-    resolvers: &'a mut Resolvers,
+    resolvers: Resolvers,
+    life: &'a Life,
+    outlook: &'a Outlook<'a>,
 }
 
 impl Workers<'_> {
     /// Serves the workers until one of them ends.
-    async fn serve(&mut self, life: &Life) -> End {
+    async fn serve(&mut self) -> End {
         loop {
             match self.notices.recv().await {
                 Some(Notice::DnsUsed) => self.refresh(),
                 Some(Notice::Drained) => {}
                 Some(Notice::Ended(who, result)) => {
-                    return worker_ended(who, self.handles.len(), result, life);
+                    // A namespace that ends takes its TAP along; which we hear of first is chance.
+                    let over = match self.life {
+                        Life::Process(pidfd) => watch::is_ready(pidfd),
+                        Life::Path(place) | Life::Ours(Made { place, .. }) => {
+                            self.outlook.is_gone(place)
+                        }
+                        Life::Unknown | Life::Command(_) => false,
+                    };
+                    return worker_ended(who, self.handles.len(), result, over);
                 }
                 None => return End::Failed(Failure::new("all workers have ended without a word")),
             }
@@ -187,38 +281,28 @@ impl Workers<'_> {
     }
 }
 
-/// Makes the rest, says that the network is ready, and waits for the first thing that ends us.
+/// Opens the ports, says that the network is ready, and waits for the first thing that ends us.
 async fn watch(
     config: &Config,
     life: &Life,
     inherited: Inherited,
-    workers: &mut Workers<'_>,
-    traces: &mut Traces,
+    prepared: Prepared,
+    handles: &[Handle],
+    notices: UnboundedReceiver<Notice>,
+    outlook: &Outlook<'_>,
 ) -> Result<End, Failure> {
     let Inherited { ready, exit } = inherited;
-    let mut signals = watch::Signals::listen(!matches!(life, Life::Command(_)))
-        .context(|| "listen for signals")?;
-    let mut forwards = forwards::Forwards::new(workers.handles, &config.net);
+    let Prepared { mut signals, api, resolvers, resolv_conf } = prepared;
+    let mut workers = Workers { handles, notices, resolvers, life, outlook };
+    let mut forwards = forwards::Forwards::new(handles, &config.net);
     for forward in &config.forwards {
         forwards
             .add(forward.clone())
             .map_err(|refused| Failure::new(format!("--publish: {}", refused.line)))?;
     }
-    let replace = config.personality == Personality::Slirp4netns;
-    let api = match &config.api_socket {
-        Some(path) => Some(
-            api::Api::bind(path, replace).context(|| format!("API socket {}", path.display()))?,
-        ),
-        None => None,
-    };
-    if let Some(path) = &config.pid_file {
-        write_pid_file(path)?;
-        traces.pid_file = Some(path.clone());
-    }
-    let resolv_conf = config.net.dns.then(resolv::Watch::new).flatten();
     announce(config);
     if config.seccomp {
-        seccomp::apply(needs(config, life))?;
+        seccomp::apply(needs(config, life, outlook))?;
     }
     if let Some(ready) = ready {
         say_ready(ready);
@@ -242,13 +326,13 @@ async fn watch(
         }
     };
     let mut exit = std::pin::pin!(exit);
-    let mut over = std::pin::pin!(guest_over(life));
+    let mut over = std::pin::pin!(guest_over(life, outlook));
     // After SIGTERM the command has as long to end as data has to drain.
     let mut deadline: Option<tokio::time::Instant> = None;
     let mut told = Signal::SIGTERM;
     loop {
         tokio::select! {
-            end = workers.serve(life) => return Ok(end),
+            end = workers.serve() => return Ok(end),
             () = &mut serve_api => {}
             () = changed(resolv_conf.as_ref()) => workers.refresh(),
             result = &mut exit => {
@@ -261,7 +345,7 @@ async fn watch(
             end = &mut over => {
                 let end = end?;
                 if matches!(life, Life::Command(_)) && deadline.is_none() {
-                    drain(workers, &mut signals).await;
+                    drain(&mut workers, &mut signals).await;
                 }
                 return Ok(end);
             }
@@ -284,13 +368,17 @@ async fn watch(
 }
 
 /// What is still to be done beside forwarding.
-fn needs(config: &Config, life: &Life) -> seccomp::Needs {
+fn needs(config: &Config, life: &Life, outlook: &Outlook<'_>) -> seccomp::Needs {
     let made = matches!(life, Life::Ours(_));
+    let command = matches!(life, Life::Command(_));
+    // In the sandbox the rest is the keeper's.
+    let open = !outlook.walled;
     seccomp::Needs {
-        command: matches!(life, Life::Command(_)),
-        path: made || matches!(life, Life::Path(_)),
-        files: made || config.api_socket.is_some() || config.pid_file.is_some(),
-        mount: made,
+        command,
+        child: command || outlook.keeper.is_some(),
+        path: open && (made || matches!(life, Life::Path(_))),
+        files: open && (made || config.api_socket.is_some() || config.pid_file.is_some()),
+        mount: open && made,
     }
 }
 
@@ -318,7 +406,7 @@ async fn at(deadline: Option<tokio::time::Instant>) {
 }
 
 /// Waits for the end of what we forward for.
-async fn guest_over(life: &Life) -> Result<End, Failure> {
+async fn guest_over(life: &Life, outlook: &Outlook<'_>) -> Result<End, Failure> {
     match life {
         Life::Unknown => std::future::pending().await,
         Life::Process(pidfd) => {
@@ -327,7 +415,7 @@ async fn guest_over(life: &Life) -> Result<End, Failure> {
             Ok(End::Code(0))
         }
         Life::Path(place) | Life::Ours(Made { place, .. }) => {
-            watch::gone(place).await;
+            outlook.gone(place).await?;
             tracing::debug!("{} is gone", place.path.display());
             Ok(End::Code(0))
         }
@@ -354,13 +442,7 @@ async fn command_over(init: &Init) -> Result<End, Failure> {
 }
 
 /// A worker ends when it is asked to, when the TAP has gone, when the ring fails, or of a panic.
-fn worker_ended(who: u8, of: usize, result: io::Result<()>, life: &Life) -> End {
-    // A namespace that ends takes its TAP along; which we hear of first is chance.
-    let over = match life {
-        Life::Process(pidfd) => watch::is_ready(pidfd),
-        Life::Path(place) | Life::Ours(Made { place, .. }) => !place.is_there(),
-        Life::Unknown | Life::Command(_) => false,
-    };
+fn worker_ended(who: u8, of: usize, result: io::Result<()>, over: bool) -> End {
     match result {
         _ if over => End::Code(0),
         // The others go on without an end; but a queue that nobody reads swallows what it gets.
@@ -462,7 +544,7 @@ mod tests {
 
     #[test]
     fn the_end_of_one_worker_is_told_by_its_number() {
-        let line = |result| match worker_ended(1, 2, result, &Life::Unknown) {
+        let line = |result| match worker_ended(1, 2, result, false) {
             End::Failed(failure) => failure.to_string(),
             other => panic!("{other:?}"),
         };

@@ -119,23 +119,57 @@ pub async fn ended(pidfd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until a path does not name its namespace any more: unlinked or renamed (its folder says so), unmounted
-/// (the mount table does), or in a file system that tells nothing, where only looking helps.
+/// Waits until a path does not name its namespace any more.
 pub async fn gone(place: &Place) {
-    let folder = watch_folder(&place.path);
-    let folder = folder.as_ref().and_then(|fd| sys::readiness(fd.as_fd(), Interest::READABLE).ok());
-    let mounts = File::open("/proc/self/mounts").ok();
-    let mounts = mounts.as_ref().and_then(|fd| sys::readiness(fd.as_fd(), Interest::PRIORITY).ok());
-    let silent = is_in_proc(&place.path) || folder.is_none() || mounts.is_none();
-    // Idle means idle: where we are told, no more looks than there are router advertisements.
-    let pause = if silent { Millis::secs(1) } else { RA_INTERVAL };
-    let pause = Duration::from_millis(pause.0);
+    let lookout = Lookout::on(place);
+    let folder = lookout.folder.as_ref();
+    let folder = folder.and_then(|fd| sys::readiness(fd.as_fd(), Interest::READABLE).ok());
+    let mounts = lookout.mounts.as_ref();
+    let mounts = mounts.and_then(|fd| sys::readiness(fd.as_fd(), Interest::PRIORITY).ok());
     while place.is_there() {
         tokio::select! {
             () = folder_changed(folder.as_ref()) => {}
             () = mounts_changed(mounts.as_ref()) => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(lookout.pause()) => {}
         }
+    }
+}
+
+/// What tells that a path may not name its namespace any more: it is unlinked or renamed (its folder says so),
+/// unmounted (the mount table does), or in a file system that tells nothing, where only looking helps.
+#[derive(Debug)]
+pub struct Lookout {
+    folder: Option<Inotify>,
+    mounts: Option<File>,
+    is_silent: bool,
+}
+
+impl Lookout {
+    /// Keeps an eye on a path from now on.
+    pub fn on(place: &Place) -> Self {
+        let folder = watch_folder(&place.path);
+        let mounts = File::open("/proc/self/mounts").ok();
+        let is_silent = is_in_proc(&place.path) || folder.is_none() || mounts.is_none();
+        Self { folder, mounts, is_silent }
+    }
+
+    /// When to look again though nothing was told. Idle means idle: where we are told, no more looks than there are
+    /// router advertisements.
+    pub fn pause(&self) -> Duration {
+        let pause = if self.is_silent { Millis::secs(1) } else { RA_INTERVAL };
+        Duration::from_millis(pause.0)
+    }
+
+    /// What poll(2) is to wait for.
+    pub fn fds(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let folder = self.folder.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+        folder.chain(self.mounts.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLPRI)))
+    }
+
+    /// Takes what the folder has told, which does not matter: the place is looked at.
+    pub fn drain(&self) {
+        let Some(folder) = &self.folder else { return };
+        while nix::unistd::read(folder.as_fd(), &mut [0; 4096]).is_ok_and(|n| n > 0) {}
     }
 }
 

@@ -43,7 +43,7 @@ pub mod team;
 mod token;
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -520,14 +520,12 @@ fn no_memory(e: io::Error) -> io::Error {
     io::Error::new(e.kind(), line)
 }
 
-/// 64 bits from the system.
+/// 64 bits that nobody can guess. No file is opened: there may be none to be seen.
 ///
 /// # Errors
-/// What opening or reading /dev/urandom says.
+/// What `getrandom(2)` says.
 pub fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_ne_bytes(bytes))
+    getrandom::u64().map_err(io::Error::from)
 }
 
 /// Things that wait for a completion, by a small index.

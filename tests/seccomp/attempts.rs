@@ -179,21 +179,39 @@ pub(super) const FORBIDDEN: &[Attempt] = &[
 
 /// A need, and what is forbidden without it.
 pub(super) const SOMETIMES: &[(&str, Needs, fn())] = &[
-    ("unlink", Needs { files: true, command: false, path: false, mount: false }, || {
-        drop(std::fs::remove_file("/nonexistent/file"))
-    }),
-    ("umount2", Needs { mount: true, command: false, path: false, files: false }, || {
-        call(libc::SYS_umount2, [c"/nonexistent".as_ptr() as c_long, 0, 0, 0, 0, 0]);
-    }),
-    ("wait4", Needs { command: true, path: false, files: false, mount: false }, || {
-        call(libc::SYS_wait4, [NONE, 0, libc::WNOHANG.into(), 0, 0, 0]);
-    }),
-    ("ioctl: TIOCSPGRP", Needs { command: true, path: false, files: false, mount: false }, || {
-        call(libc::SYS_ioctl, [NONE, libc::TIOCSPGRP as c_long, 0, 0, 0, 0]);
-    }),
-    ("inotify_init1", Needs { path: true, command: false, files: false, mount: false }, || {
-        simple(libc::SYS_inotify_init1);
-    }),
+    (
+        "unlink",
+        Needs { files: true, command: false, child: false, path: false, mount: false },
+        || drop(std::fs::remove_file("/nonexistent/file")),
+    ),
+    (
+        "umount2",
+        Needs { mount: true, command: false, child: false, path: false, files: false },
+        || {
+            call(libc::SYS_umount2, [c"/nonexistent".as_ptr() as c_long, 0, 0, 0, 0, 0]);
+        },
+    ),
+    (
+        "wait4",
+        Needs { command: false, child: true, path: false, files: false, mount: false },
+        || {
+            call(libc::SYS_wait4, [NONE, 0, libc::WNOHANG.into(), 0, 0, 0]);
+        },
+    ),
+    (
+        "ioctl: TIOCSPGRP",
+        Needs { command: true, child: false, path: false, files: false, mount: false },
+        || {
+            call(libc::SYS_ioctl, [NONE, libc::TIOCSPGRP as c_long, 0, 0, 0, 0]);
+        },
+    ),
+    (
+        "inotify_init1",
+        Needs { path: true, command: false, child: false, files: false, mount: false },
+        || {
+            simple(libc::SYS_inotify_init1);
+        },
+    ),
 ];
 
 type Outcome = (Option<i32>, Option<i32>);

@@ -19,19 +19,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::forwards::{Carriers, Forwards, Leaving};
+use crate::boot::keeper::Kept;
 use crate::config::PortRequest;
 use crate::limits::{API_CLIENTS_MAX, API_PATIENCE, API_REQUEST_MAX};
-use place::Place;
 use protocol::Problem;
 
 /// See [`API_PATIENCE`].
 const PATIENCE: Duration = Duration::from_millis(API_PATIENCE.0);
 
-/// A listening API socket, its file removed in the end.
+/// A listening API socket.
 #[derive(Debug)]
 pub struct Api {
     listener: UnixListener,
-    _place: Place,
 }
 
 /// A request, and where its answer goes.
@@ -47,14 +46,14 @@ enum Answer {
 }
 
 impl Api {
-    /// Makes the socket; see [`Place::bind`].
+    /// Makes the socket; see [`place::bind`].
     ///
     /// # Errors
     /// As there.
-    pub fn bind(path: &Path, replace_live: bool) -> io::Result<Self> {
-        let (listener, place) = Place::bind(path, replace_live)?;
+    pub fn bind(path: &Path, replace_live: bool) -> io::Result<(Self, Kept)> {
+        let (listener, file) = place::bind(path, replace_live)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: UnixListener::from_std(listener)?, _place: place })
+        Ok((Self { listener: UnixListener::from_std(listener)? }, file))
     }
 
     /// Serves clients, for ever.

@@ -2,55 +2,37 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The path of a socket that is ours, removed in the end.
-#[derive(Debug)]
-pub struct Place {
-    path: PathBuf,
-    /// Device and inode: the file that we made.
-    file: (u64, u64),
-}
+use crate::boot::keeper::Kept;
 
-impl Place {
-    /// Listens at a path. A socket that is left over is replaced; with `replace_live` also one that somebody listens on,
-    /// as slirp4netns does. The mode comes from the umask.
-    ///
-    /// # Errors
-    /// What stands at the path and is no socket, who listens there, or what `bind(2)` says.
-    pub fn bind(path: &Path, replace_live: bool) -> io::Result<(UnixListener, Self)> {
-        match fs::symlink_metadata(path) {
-            Ok(meta) if !meta.file_type().is_socket() => {
-                return Err(io::Error::other(
-                    "there is a file of this name and it is no socket; choose another path or remove it",
-                ));
-            }
-            Ok(_) if !replace_live && somebody_listens(path) => {
-                return Err(io::Error::other(
-                    "another process has its socket there; choose another path",
-                ));
-            }
-            Ok(_) => fs::remove_file(path)?,
-            Err(_) => {}
+/// Listens at a path. A socket that is left over is replaced; with `replace_live` also one that somebody listens on,
+/// as slirp4netns does. The mode comes from the umask. Also the file, which is to be removed in the end.
+///
+/// # Errors
+/// What stands at the path and is no socket, who listens there, or what `bind(2)` says.
+pub fn bind(path: &Path, replace_live: bool) -> io::Result<(UnixListener, Kept)> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(io::Error::other(
+                "there is a file of this name and it is no socket; choose another path or remove it",
+            ));
         }
-        let listener = UnixListener::bind(path)?;
-        let meta = fs::symlink_metadata(path)?;
-        Ok((listener, Self { path: path.to_owned(), file: (meta.dev(), meta.ino()) }))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Somebody else's may have taken its place.
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
-            let _ = fs::remove_file(&self.path);
+        Ok(_) if !replace_live && somebody_listens(path) => {
+            return Err(io::Error::other(
+                "another process has its socket there; choose another path",
+            ));
         }
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
     }
+    let listener = UnixListener::bind(path)?;
+    Ok((listener, Kept::note(path)?))
 }
 
 /// Whether a socket is somebody's: all but that nobody listens says so, a full queue and a lack of rights, too.
@@ -64,6 +46,8 @@ fn somebody_listens(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     struct Dir(PathBuf);
@@ -86,11 +70,12 @@ mod tests {
     fn it_comes_and_goes() {
         let dir = Dir::new("place-comes");
         let path = dir.0.join("api");
-        let (listener, place) = Place::bind(&path, false).unwrap();
+        let (listener, place) = bind(&path, false).unwrap();
         assert!(somebody_listens(&path));
-        let e = Place::bind(&path, false).unwrap_err();
+        let e = bind(&path, false).unwrap_err();
         assert!(e.to_string().starts_with("another process has its socket there"), "{e}");
-        drop((listener, place));
+        drop(listener);
+        place.remove();
         assert!(!path.exists());
     }
 
@@ -100,20 +85,20 @@ mod tests {
         let path = dir.0.join("api");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists() && !somebody_listens(&path));
-        let (_listener, place) = Place::bind(&path, false).unwrap();
+        let (_listener, place) = bind(&path, false).unwrap();
         // Taken over, the old one leaves the new one alone.
-        let (_newer, newer) = Place::bind(&path, true).unwrap();
-        drop(place);
+        let (_newer, newer) = bind(&path, true).unwrap();
+        place.remove();
         assert!(path.exists());
-        drop(newer);
+        newer.remove();
         assert!(!path.exists());
         fs::write(&path, "mine").unwrap();
-        let e = Place::bind(&path, true).unwrap_err();
+        let e = bind(&path, true).unwrap_err();
         assert!(e.to_string().contains("no socket"), "{e}");
         assert_eq!(fs::read(&path).unwrap(), b"mine");
         // A link is no socket, wherever it leads.
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/dev/null", &path).unwrap();
-        assert!(Place::bind(&path, true).is_err());
+        assert!(bind(&path, true).is_err());
     }
 }
