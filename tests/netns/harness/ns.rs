@@ -54,6 +54,13 @@ impl Ns {
         format!("/proc/{}/fd/{}", std::process::id(), self.net.as_raw_fd())
     }
 
+    /// Copies of the descriptors that hold a namespace of root's, in the order in which they are joined.
+    pub(crate) fn descriptors(&self) -> [(OwnedFd, CloneFlags); 2] {
+        assert!(self.user.is_none(), "a guest is joined by its user first");
+        let copy = |fd: &OwnedFd| fd.try_clone().expect("duplicate a descriptor");
+        [(copy(&self.net), CloneFlags::CLONE_NEWNET), (copy(&self.mnt), CloneFlags::CLONE_NEWNS)]
+    }
+
     /// A program (and arguments, split at blanks) to be run here: as root in a namespace of root's,
     /// as the user namespace's root in a guest.
     pub(crate) fn cmd(&self, line: &str) -> Cmd {
