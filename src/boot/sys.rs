@@ -278,7 +278,7 @@ pub fn attach_mount(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// What `mount_setattr(2)` says.
 pub fn wall_mount(mount: BorrowedFd<'_>, below: bool) -> io::Result<()> {
     let flags = if below { libc::AT_RECURSIVE } else { 0 };
-    mount_setattr(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, libc::MS_SLAVE)
+    mount_setattr(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, libc::MS_SLAVE as u64)
 }
 
 /// Makes the root like [`wall_mount`], and not what is mounted in it.
@@ -289,14 +289,14 @@ pub fn wall_root() -> io::Result<()> {
     mount_setattr(libc::AT_FDCWD, c"/", 0, 0)
 }
 
-fn mount_setattr(at: RawFd, path: &CStr, flags: c_int, propagation: c_ulong) -> io::Result<()> {
+fn mount_setattr(at: RawFd, path: &CStr, flags: c_int, propagation: u64) -> io::Result<()> {
     let attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY
             | libc::MOUNT_ATTR_NOSUID
             | libc::MOUNT_ATTR_NODEV
             | libc::MOUNT_ATTR_NOEXEC,
         attr_clr: 0,
-        propagation: propagation.into(),
+        propagation,
         userns_fd: 0,
     };
     // SAFETY: `path` is a C string and `attr` a struct of the size given; both outlive the call, which reads them.

@@ -31,6 +31,8 @@ pub(super) struct Facts {
     /// `/dev/net/tun` opened for reading and writing.
     pub(super) tun: Answer,
     pub(super) trial: Option<Trial>,
+    /// Whether the sandbox can be had; `None`: it could not be tried.
+    pub(super) sandbox: Option<Result<(), String>>,
     /// `kernel.unprivileged_userns_clone`: Debian and its like only.
     pub(super) userns_clone: Option<u64>,
     /// `kernel.apparmor_restrict_unprivileged_userns`: Ubuntu and its like only.
@@ -90,7 +92,7 @@ const OPERATIONS: [(u8, &str); 9] = [
 /// Asks everything.
 pub(super) fn gather() -> Facts {
     // First, while nothing else is open.
-    let trial = trial::run();
+    let (trial, sandbox) = (trial::run(), trial::sandbox());
     let sysctl = |name: &str| number(&format!("/proc/sys/{name}"));
     let namespaces = |kind: &str| sysctl(&format!("user/max_{kind}_namespaces"));
     Facts {
@@ -101,6 +103,7 @@ pub(super) fn gather() -> Facts {
         ring_disabled: sysctl("kernel/io_uring_disabled"),
         tun: answer(OpenOptions::new().read(true).write(true).open("/dev/net/tun")),
         trial,
+        sandbox,
         userns_clone: sysctl("kernel/unprivileged_userns_clone"),
         apparmor_restricts: sysctl("kernel/apparmor_restrict_unprivileged_userns"),
         namespaces_max: [namespaces("user"), namespaces("net"), namespaces("mnt")],

@@ -28,6 +28,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     all.push(user_namespaces(facts));
     all.extend(tap(facts));
     all.extend([
+        sandbox(facts.sandbox.as_ref()),
         namespace_limits(facts),
         descriptors(facts.descriptors_max),
         ping(facts),
@@ -242,6 +243,25 @@ fn userns_remedy(facts: &Facts, errno: i32) -> String {
             "use a kernel with CONFIG_USER_NS=y and CONFIG_NET_NS=y".to_owned()
         }
         _ => String::new(),
+    }
+}
+
+fn sandbox(tried: Option<&Result<(), String>>) -> Finding {
+    const WHAT: &str = "sandbox";
+    match tried {
+        Some(Ok(())) => {
+            ok(WHAT, "a mount namespace with /etc and /run only, no capabilities, no core dumps")
+        }
+        // It ends with the remedy.
+        Some(Err(why)) => {
+            finding(Verdict::Lacking, WHAT, why.strip_prefix("sandbox: ").unwrap_or(why), "")
+        }
+        None => finding(
+            Verdict::Lacking,
+            WHAT,
+            "the child that tried was killed or could not be started",
+            "ringtap starts with --no-sandbox",
+        ),
     }
 }
 

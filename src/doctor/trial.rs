@@ -12,9 +12,11 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Gid, Uid, fork, pipe, write};
+use nix::unistd::{ForkResult, Gid, Uid, fork, pipe, pipe2, write};
 
+use crate::boot::sandbox::{self, Walls};
 use crate::boot::{sys, tap};
+use crate::config::Personality;
 use crate::limits::VNET_LEN;
 
 /// What each set of offloads that boot asks for means, best first.
@@ -81,6 +83,36 @@ pub(super) fn run() -> Option<Trial> {
     // The child ends after its report, or was killed before it.
     let _ = waitpid(child, None);
     Some(decode(&report?))
+}
+
+/// Goes behind the walls that `run`, `attach` and `create` have, in a child. `None`: no child could be made, or it was killed.
+pub(super) fn sandbox() -> Option<Result<(), String>> {
+    // Closed on exec: the sandbox closes what is not.
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).ok()?;
+    // SAFETY: as above, but that the child allocates: the C library's fork leaves its allocator usable. No lock of ours is
+    // taken.
+    let child = match unsafe { fork() }.ok()? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let walls = Walls { low_ports: false, personality: Personality::Native };
+            let line = match sandbox::enter(walls, None) {
+                Ok(()) => "+".to_owned(),
+                Err(failure) => format!("-{failure}"),
+            };
+            let _ = write(&writer, line.as_bytes());
+            // SAFETY: ends the process without the parent's exit handlers.
+            unsafe { libc::_exit(0) }
+        }
+    };
+    drop(writer);
+    let mut line = String::new();
+    let read = File::from(reader).read_to_string(&mut line);
+    let _ = waitpid(child, None);
+    read.ok()?;
+    match line.split_at_checked(1)? {
+        ("+", _) => Some(Ok(())),
+        (_, why) => Some(Err(why.to_owned())),
+    }
 }
 
 struct Maps {
@@ -192,6 +224,17 @@ mod tests {
         let denied = decode(&[libc::EPERM, NOT_TRIED, libc::EPERM, -1, -1, -1, -1]);
         assert_eq!(denied.user, Tried::Failed(libc::EPERM));
         assert_eq!((denied.maps, denied.tap, denied.offloads), (Tried::Not, Tried::Not, None));
+    }
+
+    #[test]
+    fn walls_or_the_reason_why_not() {
+        match sandbox() {
+            Some(Ok(())) => {}
+            Some(Err(why)) => assert!(why.starts_with("sandbox: "), "{why}"),
+            None => panic!("no child"),
+        }
+        // It was another process that went there.
+        assert!(std::path::Path::new("/proc/self").exists());
     }
 
     #[test]

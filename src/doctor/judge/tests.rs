@@ -31,6 +31,7 @@ fn good() -> Facts {
             tap: Tried::Worked,
             offloads: Some(0),
         }),
+        sandbox: Some(Ok(())),
         userns_clone: None,
         apparmor_restricts: None,
         namespaces_max: [Some(31000); 3],
@@ -105,6 +106,7 @@ fn a_good_machine() {
             "user namespaces",
             "TAP in a namespace",
             "TAP offloads",
+            "sandbox",
             "namespace limits",
             "descriptors",
             "ping sockets",
@@ -115,6 +117,17 @@ fn a_good_machine() {
             "IPv6",
         ]
     );
+}
+
+#[test]
+fn no_sandbox() {
+    let why = "sandbox: cannot unshare new mount namespace: Operation not permitted: fix it (--no-sandbox)";
+    let (verdict, text) = only("sandbox", |f| f.sandbox = Some(Err(why.to_owned())));
+    assert_eq!(verdict, Verdict::Lacking);
+    assert!(text.starts_with("cannot unshare") && text.contains("--no-sandbox"), "{text}");
+    let (verdict, text) = only("sandbox", |f| f.sandbox = None);
+    assert_eq!(verdict, Verdict::Lacking);
+    assert!(text.contains("--no-sandbox"), "{text}");
 }
 
 #[test]

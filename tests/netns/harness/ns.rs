@@ -55,6 +55,7 @@ impl Ns {
     }
 
     /// Copies of the descriptors that hold a namespace of root's, in the order in which they are joined.
+    #[allow(dead_code, reason = "tests/sandbox has a use for it")]
     pub(crate) fn descriptors(&self) -> [(OwnedFd, CloneFlags); 2] {
         assert!(self.user.is_none(), "a guest is joined by its user first");
         let copy = |fd: &OwnedFd| fd.try_clone().expect("duplicate a descriptor");
