@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::harness::cmd::{Cmd, PATIENCE, Proc};
+use crate::harness::ns::mount;
 use crate::harness::{Bed, Guest, USER, eventually, need, pipe, ringtap};
 use crate::outside::slirp;
 
@@ -54,9 +55,9 @@ fn start(is_slirp: bool, limit: &str) -> Running {
 
 impl Running {
     fn is_clean(&self) -> bool {
-        let keeper = fs::read_to_string(format!("/proc/{}/comm", self.keeper));
-        self.files.iter().all(|file| !file.exists())
-            && keeper.is_ok_and(|name| name == "ringtap-keeper\n") == false
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.keeper));
+        let is_there = name.is_ok_and(|name| name == "ringtap-keeper\n");
+        !is_there && self.files.iter().all(|file| !file.exists())
     }
 }
 
@@ -165,4 +166,63 @@ fn a_low_limit_on_descriptors() {
     let done = proc.wait(PATIENCE);
     assert_eq!(done.code(), Some(0), "{done:?}");
     assert!(!files[0].exists());
+}
+
+/// Someone who kills the keeper gets what he wants, and no more.
+#[test]
+fn a_keeper_that_was_killed() {
+    need!("bash");
+    let Running { bed: _bed, guest: _guest, mut proc, keeper, files, exit: _exit } =
+        start(false, "");
+    nix::sys::signal::kill(Pid::from_raw(keeper), Signal::SIGKILL).expect("kill");
+    let is_dead = || {
+        let status = fs::read_to_string(format!("/proc/{keeper}/status")).unwrap_or_default();
+        status.contains("State:\tZ")
+    };
+    eventually("it is dead", is_dead);
+    assert!(proc.alive());
+    proc.signal(Signal::SIGTERM);
+    let done = proc.wait(PATIENCE);
+    assert_eq!(done.code(), Some(0), "{done:?}");
+    assert!(files[0].exists(), "who has removed it?");
+}
+
+/// The name of a namespace, a mount, goes even then.
+#[test]
+fn create_that_was_killed() {
+    need!();
+    let bed = Bed::new();
+    let path = bed.dir.path("made");
+    let (mut ready, theirs) = pipe();
+    let line = Cmd::of(ringtap()).args(&format!("create --ready-fd {}", theirs.as_raw_fd()));
+    let mut proc = bed.host.enter(line.arg(&path)).keep(&theirs).start();
+    drop(theirs);
+    ready.expect_byte(&mut proc);
+    proc.signal(Signal::SIGKILL);
+    eventually("the name is gone", || !path.exists());
+}
+
+/// A socket in `/run`, which the program sees, and root's right to a low port, which is kept for the API.
+#[test]
+fn a_socket_in_run_and_a_low_port() {
+    need!("bash", "socat");
+    let bed = Bed::with(|_| mount::tmpfs(std::path::Path::new("/run")));
+    let guest = bed.guest();
+    let (mut ready, theirs) = pipe();
+    let line = slirp(&format!(
+        "-c --enable-sandbox --enable-seccomp -r {} -a /run/api {} tap0",
+        theirs.as_raw_fd(),
+        guest.holder.pid()
+    ));
+    let mut proc = bed.host.enter(line).keep(&theirs).start();
+    drop(theirs);
+    ready.expect_byte(&mut proc);
+    let request =
+        r#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_port":80,"guest_port":80}}"#;
+    let answer = bed.host.cmd("socat -t 10 - UNIX-CONNECT:/run/api").input(request.as_bytes()).ok();
+    assert_eq!(answer.trim(), r#"{"return":{"id":1}}"#);
+    proc.signal(Signal::SIGTERM);
+    let done = proc.wait(PATIENCE);
+    assert_eq!(done.signal(), Some(Signal::SIGTERM as i32), "{done:?}");
+    assert!(!bed.host.cmd("test -e /run/api").run().success(), "left behind");
 }
