@@ -3,10 +3,10 @@
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use crate::harness::stream::{expect_all, send_all};
+use crate::harness::stream::{self, expect_all, send_all};
 use crate::harness::{Bed, Family, Guest, With, need, not_slirp};
 
-/// What a peer on the host's own loopback is shown as, and the rest as themselves.
+/// The guest listens, somebody outside connects: both ends.
 fn accept(
     guest: &Guest,
     family: Family,
@@ -15,8 +15,7 @@ fn accept(
 ) -> (TcpStream, TcpStream) {
     let listener = guest.ns.listen_at(SocketAddr::new(guest.addr(family), port));
     let outside = connect();
-    let (inside, _) = listener.accept().expect("accept in the guest");
-    (inside, outside)
+    (stream::accept(&listener), outside)
 }
 
 /// Some data each way at a time, and both ends.
@@ -103,7 +102,7 @@ fn only_where_it_was_asked_for() {
     talk(&inside, &outside);
     let listener = guest.ns.listen_at("10.0.2.55:81".parse().expect("an address"));
     let outside = bed.host.connect(SocketAddr::new(Family::V4.loopback(), 8081)).expect("connect");
-    let (inside, _) = listener.accept().expect("accept in the guest");
+    let inside = stream::accept(&listener);
     talk(&inside, &outside);
 }
 
