@@ -139,14 +139,14 @@ rows! {
     SYS_getsockname Always ANY, "control: which port was bound";
     SYS_sendmsg Always ANY, "worker/dgram.rs: a datagram of a run, alone; boot/pass.rs: orders to the command's init";
     SYS_recvmsg Always ANY, "boot/pass.rs: what the command's init says";
-    SYS_shutdown Always ANY, "worker/sock.rs: half a conversation has ended; control/api.rs: so has an answer";
+    SYS_shutdown Always ANY, "worker/sock.rs: half a conversation has ended; control/api/mod.rs: so has an answer";
 
     // Control.
-    SYS_accept4 Always ANY, "control/api.rs: clients";
-    SYS_recvfrom Always ANY, "control/api.rs, tokio: from clients, and that a signal has come";
-    SYS_sendto Always ANY, "control/api.rs, tokio: to clients, and that a signal has come";
+    SYS_accept4 Always ANY, "control/api/mod.rs: clients";
+    SYS_recvfrom Always ANY, "control/api/mod.rs, tokio: from clients, and that a signal has come";
+    SYS_sendto Always ANY, "control/api/mod.rs, tokio: to clients, and that a signal has come";
     SYS_read Always ANY, "control: resolv.conf, inotify; tokio: its own wake-ups";
-    SYS_write Always ANY, "output.rs; worker/mod.rs: a worker's bell; tokio: its own";
+    SYS_write Always ANY, "output.rs, worker/mod.rs: a worker's bell; tokio: its own";
     SYS_writev Always ANY, "std, glibc: their last words on stderr";
     SYS_close Always ANY, "every socket";
     SYS_epoll_ctl Always ANY, "tokio";
@@ -174,7 +174,7 @@ rows! {
     SYS_inotify_init1 Path ANY, "control/watch.rs: watches the path's folder";
     SYS_statfs Path ANY, "control/watch.rs: whether that folder tells anything";
     #[cfg(target_arch = "x86_64")]
-    SYS_unlink Files ANY, "control/api.rs, control/mod.rs: socket and pid file; boot/create.rs: the file at the path";
+    SYS_unlink Files ANY, "control/api/place.rs, control/mod.rs: socket and pid file; boot/create.rs: the file at the path";
     SYS_unlinkat Files &[&[Arg::Is(2, 0)]], "the same, where there is no unlink";
     SYS_umount2 Mount ANY, "boot/create.rs: the namespace's name";
     SYS_wait4 Child ANY, "boot/command.rs, boot/keeper.rs: waits until the guest is gone, and all is tidied up";
