@@ -114,11 +114,14 @@ struct Prepared {
 fn prepare(config: &Config, life: &Life, traces: &mut Traces) -> Result<Prepared, Failure> {
     let signals = watch::Signals::listen(!matches!(life, Life::Command(_)))
         .context(|| "listen for signals")?;
+    let (replace, name) = match config.personality {
+        Personality::Slirp4netns => (true, "API socket"),
+        Personality::Native => (false, "--api"),
+    };
     let api = match &config.api_socket {
         Some(path) => {
-            let replace = config.personality == Personality::Slirp4netns;
-            let (api, file) = api::Api::bind(path, replace)
-                .context(|| format!("API socket {}", path.display()))?;
+            let (api, file) =
+                api::Api::bind(path, replace).context(|| format!("{name} {}", path.display()))?;
             traces.duties.files.push(file);
             Some(api)
         }

@@ -293,8 +293,8 @@ fn a_file_in_the_way() {
         let line = format!("attach --api {} {}", path.display(), guest.holder.pid());
         bed.ringtap(&line).run()
     };
-    native(&api).refused_with(&["API socket", "no socket"]);
-    native(Path::new("/nonexistent/api")).refused_with(&["API socket", "/nonexistent/api"]);
+    native(&api).refused_with(&["--api", "no socket"]);
+    native(Path::new("/nonexistent/api")).refused_with(&["--api", "/nonexistent/api"]);
     // Another program's is its own.
     let other = bed.dir.path("other");
     let _theirs = UnixListener::bind(&other).expect("listen");

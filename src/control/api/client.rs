@@ -21,7 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One line: nobody listens there, or what it says.
 pub fn run(PortCommand { api, request }: &PortCommand) -> Result<String, Failure> {
     let what = match request {
-        PortRequest::Add(forward) => format!("port add {}", host_side(forward)),
+        PortRequest::Add(forward) => {
+            format!("port add {}/{}", host_side(forward), forward.transport.name())
+        }
         PortRequest::List => "port list".to_owned(),
         PortRequest::Remove(ForwardId(id)) => format!("port remove {id}"),
     };
