@@ -1,8 +1,11 @@
 //! What comes from outside by a forwarded port.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
+use socket2::Type;
+
+use crate::harness::ns::Ns;
 use crate::harness::stream::{self, expect_all, send_all};
 use crate::harness::{Bed, Family, Guest, With, need, not_slirp};
 
@@ -130,5 +133,73 @@ fn removed_while_traffic_flows() {
     }
     for (inside, outside) in &open {
         talk(inside, outside);
+    }
+}
+
+/// A datagram socket of `ns` at a place.
+fn bound(ns: &Ns, at: SocketAddr) -> UdpSocket {
+    let socket = ns.socket(at.ip(), Type::DGRAM, None);
+    socket.bind(&at.into()).unwrap_or_else(|e| panic!("bind {at}: {e}"));
+    socket.into()
+}
+
+/// Sends, and expects it at the other side; who it came from there.
+#[track_caller]
+fn passes(from: &UdpSocket, to: SocketAddr, at: &UdpSocket, text: &[u8]) -> SocketAddr {
+    from.send_to(text, to).expect("send a datagram");
+    let mut bytes = [0; 2000];
+    let (n, sender) = at.recv_from(&mut bytes).expect("receive a datagram");
+    assert_eq!(&bytes[..n], text);
+    sender
+}
+
+/// Datagrams come in by a forwarded port, from whom they are from, and answers leave by it.
+#[test]
+fn datagrams_come_in() {
+    need!();
+    not_slirp!("has no such option");
+    let more = "--workers 2 -p 5353-5354:53/udp -p [::]:5353-5354:53/udp";
+    let (bed, guest, _proc) = Bed::up(&With::defaults().more(more));
+    for family in Family::BOTH {
+        let server = bound(&guest.ns, SocketAddr::new(guest.addr(family), 53));
+        let second = bound(&guest.ns, SocketAddr::new(guest.addr(family), 54));
+        let outside = bed.remote.udp(family.remote());
+        let peer = outside.local_addr().expect("an address");
+        let to = SocketAddr::new(family.host(), 5353);
+        let seen = passes(&outside, to, &server, b"a question");
+        assert_eq!(seen, peer);
+        assert_eq!(passes(&server, seen, &outside, b"an answer"), to);
+        let to = SocketAddr::new(family.host(), 5354);
+        assert_eq!(passes(&outside, to, &second, b"another"), peer);
+        // The host itself, by its loopback.
+        let own = bed.host.udp(family.loopback());
+        let to = SocketAddr::new(family.loopback(), 5353);
+        let seen = passes(&own, to, &server, b"from the host");
+        assert_eq!(seen.ip(), family.gateway());
+        assert_eq!(passes(&server, seen, &own, b"to the host"), to);
+    }
+}
+
+/// A forward of datagrams that is removed lets nothing in, and its port is free at once.
+#[test]
+fn datagrams_until_it_is_removed() {
+    need!();
+    not_slirp!("has no such client");
+    let bed = Bed::new();
+    let guest = bed.guest();
+    let api = bed.dir.path("api");
+    let with = With::defaults().more(&format!("--workers 2 --api {}", api.display()));
+    let _proc = bed.attach(&guest, &with);
+    let port = |args: &str| bed.ringtap(&format!("port --api {} {args}", api.display())).ok();
+    let server = bound(&guest.ns, SocketAddr::new(guest.addr(Family::V4), 53));
+    let outside = bed.remote.udp(Family::V4.remote());
+    let to = SocketAddr::new(Family::V4.host(), 5353);
+    for id in 1..=3 {
+        assert_eq!(port("add 5353:53/udp"), format!("{id}\n"));
+        let seen = passes(&outside, to, &server, b"in");
+        assert_eq!(passes(&server, seen, &outside, b"out"), to);
+        port(&format!("remove {id}"));
+        let instead = bound(&bed.host, to);
+        passes(&outside, to, &instead, b"not for the guest");
     }
 }
