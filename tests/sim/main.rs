@@ -12,6 +12,7 @@
 #![allow(missing_docs, reason = "the fields are the scenario's words")]
 
 mod clock;
+mod dns;
 mod guest;
 mod host;
 mod hostile;
@@ -19,6 +20,7 @@ mod inbound;
 mod late;
 mod link;
 mod model;
+mod ping;
 mod prng;
 mod rfc;
 mod scenarios;

@@ -1,9 +1,11 @@
 //! The guest kernel's end of the TAP: packets to frames and back, as a kernel does it, and strict where the
 //! kernel would refuse a frame or, worse, take a wrong one silently.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use ringtap::arena::Slot;
 use ringtap::frame::{Pair, checksum};
+use ringtap::stack::Stack;
 use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
 
 use crate::model::Wire;
@@ -55,6 +57,109 @@ impl View {
     fn v6(&self) -> bool {
         self.src.is_ipv6()
     }
+}
+
+/// An IP packet with this payload.
+pub fn packet(src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; if src.is_ipv4() { 20 } else { 40 }];
+    out.extend_from_slice(payload);
+    let len = out.len() as u16;
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut ip = Ipv4Packet::new_unchecked(&mut out[..]);
+            ip.set_version(4);
+            ip.set_header_len(20);
+            ip.set_total_len(len);
+            ip.set_hop_limit(64);
+            ip.set_next_header(proto.into());
+            ip.set_src_addr(src);
+            ip.set_dst_addr(dst);
+            ip.fill_checksum();
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let mut ip = Ipv6Packet::new_unchecked(&mut out[..]);
+            ip.set_version(6);
+            ip.set_payload_len(len - 40);
+            ip.set_hop_limit(64);
+            ip.set_next_header(proto.into());
+            ip.set_src_addr(src);
+            ip.set_dst_addr(dst);
+        }
+        _ => panic!("{src} to {dst}"),
+    }
+    out
+}
+
+/// A packet with one datagram.
+pub fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let mut udp = from.port().to_be_bytes().to_vec();
+    udp.extend(to.port().to_be_bytes());
+    udp.extend((8 + payload.len() as u16).to_be_bytes());
+    udp.extend([0, 0]);
+    udp.extend_from_slice(payload);
+    packet(from.ip(), to.ip(), 17, &udp)
+}
+
+/// A slot with this frame in it.
+pub fn slot(stack: &Stack, frame: &[u8]) -> Slot {
+    let mut slot = stack.pools().large.take().expect("a free slot");
+    slot.set_range(0, frame.len());
+    slot.bytes_mut().copy_from_slice(frame);
+    slot
+}
+
+/// Datagrams to frames, as if each run had been one write with `UDP_SEGMENT`: those of one size (the last may be
+/// shorter) between the same endpoints, `most` at a time.
+pub fn coalesce_udp(mut packets: Vec<Vec<u8>>, most: usize) -> Vec<Vec<u8>> {
+    // Programs write one after the other; each one's datagrams stay in order.
+    packets.sort_by_key(|packet| udp_of(packet).map(|(_, udp)| udp.src_port()));
+    let mut frames = Vec::new();
+    let mut run: Vec<Vec<u8>> = Vec::new();
+    for packet in packets {
+        if !continues(&run, &packet, most) {
+            frames.extend(udp_run(&std::mem::take(&mut run)));
+        }
+        run.push(packet);
+    }
+    frames.extend(udp_run(&run));
+    frames
+}
+
+fn udp_of(packet: &[u8]) -> Option<(View, UdpPacket<&[u8]>)> {
+    let view = View::of(packet).filter(|view| view.proto == 17)?;
+    Some((view, UdpPacket::new_checked(&packet[view.l4..view.end]).ok()?))
+}
+
+fn continues(run: &[Vec<u8>], packet: &[u8], most: usize) -> bool {
+    let (Some(first), Some(last)) = (run.first().and_then(|p| udp_of(p)), run.last()) else {
+        return false;
+    };
+    let Some((view, udp)) = udp_of(packet) else { return false };
+    let size = first.1.payload().len();
+    let last = udp_of(last).map_or(0, |(_, udp)| udp.payload().len());
+    (first.0.src, first.0.dst) == (view.src, view.dst)
+        && (first.1.src_port(), first.1.dst_port()) == (udp.src_port(), udp.dst_port())
+        && last == size
+        && (1..=size).contains(&udp.payload().len())
+        && run.len() < most
+        && (run.len() + 1) * size < 60_000
+}
+
+/// One frame for a run, or for a packet that is no datagram; none for nothing.
+fn udp_run(run: &[Vec<u8>]) -> Option<Vec<u8>> {
+    if let [one] = run {
+        return Some(frame(one, None));
+    }
+    let (view, first) = udp_of(run.first()?)?;
+    let payload: Vec<u8> =
+        run.iter().flat_map(|p| udp_of(p).expect("UDP").1.payload()).copied().collect();
+    let from = SocketAddr::new(view.src, first.src_port());
+    let whole = datagram(from, SocketAddr::new(view.dst, first.dst_port()), &payload);
+    let mut out = frame(&whole, Some(first.payload().len() as u16));
+    // VIRTIO_NET_HDR_GSO_UDP_L4, and the length of all headers.
+    out[1] = 5;
+    out[2..4].copy_from_slice(&((14 + view.l4 + 8) as u16).to_ne_bytes());
+    Some(out)
 }
 
 /// Reads the TCP header of a packet.

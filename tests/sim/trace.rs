@@ -10,7 +10,7 @@ use ringtap::limits::{ACK_DELAY, HEADROOM};
 use ringtap::stack::Stack;
 use ringtap::time::{Millis, Time};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{IpAddress, Ipv4Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+use smoltcp::wire::{IpAddress, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use crate::guest::{GUEST4, HOST4};
 use crate::tap;
@@ -159,34 +159,19 @@ impl Trace {
             payload: &payload,
         };
         let (src, dst) = (IpAddress::from(GUEST4), IpAddress::from(self.host));
-        let mut packet = vec![0; 20 + repr.buffer_len()];
-        let total = packet.len() as u16;
-        let mut ip = Ipv4Packet::new_unchecked(&mut packet[..]);
-        ip.set_version(4);
-        ip.set_header_len(20);
-        ip.set_total_len(total);
-        ip.set_hop_limit(64);
-        ip.set_next_header(smoltcp::wire::IpProtocol::Tcp);
-        ip.set_src_addr(GUEST4);
-        ip.set_dst_addr(self.host);
+        let mut segment = vec![0; repr.buffer_len()];
         repr.emit(
-            &mut TcpPacket::new_unchecked(&mut packet[20..]),
+            &mut TcpPacket::new_unchecked(&mut segment[..]),
             &src,
             &dst,
             &ChecksumCapabilities::default(),
         );
-        let frame = tap::frame(&packet, None);
-        let mut slot = self.stack.pools().large.take().expect("a free slot");
-        slot.set_range(0, frame.len());
-        slot.bytes_mut().copy_from_slice(&frame);
-        self.stack.handle_frame(slot, self.now);
+        self.raw(&tap::frame(&tap::packet(GUEST4.into(), self.host.into(), 6, &segment), None));
     }
 
     /// A frame with virtio header, whatever its bytes.
     pub fn raw(&mut self, bytes: &[u8]) {
-        let mut slot = self.stack.pools().large.take().expect("a free slot");
-        slot.set_range(0, bytes.len());
-        slot.bytes_mut().copy_from_slice(bytes);
+        let slot = tap::slot(&self.stack, bytes);
         self.stack.handle_frame(slot, self.now);
     }
 

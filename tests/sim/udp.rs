@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ringtap::arena::Pools;
 use ringtap::config::NetConfig;
 use ringtap::flow::{Action, DgramKind, Event, FlowId};
-use ringtap::limits::{HEADROOM, UDP_IDLE};
+use ringtap::limits::{HEADROOM, SLOT_BYTES, UDP_IDLE, UDP_RUN_MAX};
 use ringtap::stack::Stack;
 use ringtap::stats::Drop;
 use ringtap::time::{Millis, Time};
@@ -52,6 +52,9 @@ struct Run {
     mapping: HashMap<FlowId, u8>,
     answers: VecDeque<(FlowId, SocketAddr, Vec<u8>, u16)>,
     unsolicited: u64,
+    /// Whether the guest writes runs, and how many it has written.
+    uso: bool,
+    runs: u64,
 }
 
 fn peer(v6: bool, peer: u8) -> SocketAddr {
@@ -65,8 +68,9 @@ impl Run {
         let mut port = Port { mtu: 1500, input: VecDeque::new(), output: Vec::new() };
         let mut sockets = SocketSet::new(Vec::new());
         let senders = (0..rng.range(1, 5) as u8).map(|i| {
-            let buffer = || PacketBuffer::new(vec![PacketMetadata::EMPTY; 600], vec![0; 400_000]);
-            let mut socket = Socket::new(buffer(), buffer());
+            let buffer =
+                |n: usize| PacketBuffer::new(vec![PacketMetadata::EMPTY; n], vec![0; n << 11]);
+            let mut socket = Socket::new(buffer(8000), buffer(600));
             socket.bind(6000 + u16::from(i)).expect("a free port");
             let handle = sockets.add(socket);
             let v6 = rng.chance(500);
@@ -87,6 +91,8 @@ impl Run {
             mapping: HashMap::new(),
             answers: VecDeque::new(),
             unsolicited: 0,
+            uso: seed % 2 == 1,
+            runs: 0,
         }
     }
 
@@ -102,10 +108,31 @@ impl Run {
         socket.send_slice(&bytes, peer(sender.v6, to)).expect("room");
     }
 
+    /// Datagrams of one length to one peer, as a program writes them that uses `UDP_SEGMENT`.
+    fn send_run(&mut self) {
+        let index = self.rng.below(self.senders.len() as u64) as usize;
+        let to = self.rng.below(4) as u8;
+        let len = 4 + self.rng.magnitude(1440) as usize;
+        let sender = &mut self.senders[index];
+        let socket = self.sockets.get_mut::<Socket<'_>>(sender.handle);
+        for left in (0..self.rng.range(2, 130)).rev() {
+            let len = if left == 0 { self.rng.range(4, len as u64) as usize } else { len };
+            let bytes = payload(index as u8, to, sender.next, len);
+            if socket.send_slice(&bytes, peer(sender.v6, to)).is_err() {
+                return;
+            }
+            sender.sent.insert((to, sender.next), bytes.len());
+            sender.next += 1;
+        }
+    }
+
     fn turn(&mut self) {
         self.iface.poll(instant(self.now), &mut self.port, &mut self.sockets);
-        for packet in std::mem::take(&mut self.port.output) {
-            self.up.send(self.now, tap::frame(&packet, None));
+        let packets = std::mem::take(&mut self.port.output);
+        // linux/udp.h: 128 at most, 64 before 6.9.
+        for frame in tap::coalesce_udp(packets, if self.uso { 128 } else { 1 }) {
+            self.runs += u64::from(frame[1] == 5);
+            self.up.send(self.now, frame);
         }
         while let Some(frame) = self.up.receive(self.now) {
             let Some(mut slot) = self.stack.pools().large.take() else { break };
@@ -113,8 +140,9 @@ impl Run {
             slot.bytes_mut().copy_from_slice(&frame);
             self.stack.handle_frame(slot, self.now);
         }
-        while let Some((flow, from, bytes, segment)) = self.answers.pop_front() {
+        while !self.answers.is_empty() {
             let Some(mut slot) = self.stack.pools().large.take() else { break };
+            let Some((flow, from, bytes, segment)) = self.answers.pop_front() else { break };
             slot.set_range(HEADROOM, bytes.len());
             slot.bytes_mut().copy_from_slice(&bytes);
             let event = Event::DgramReceived { flow, slot, from, ttl: Some(55), tos: 0, segment };
@@ -132,10 +160,16 @@ impl Run {
                     assert!(self.kinds.insert(flow, kind).is_none(), "opened twice");
                 }
                 Action::DgramSend { flow, slot, to, opts } => {
-                    assert_eq!(opts.segment, 0);
+                    assert!(self.uso || opts.segment == 0, "a run of nobody's");
                     let kind = self.kinds.get(&flow).expect("sends on an open socket");
                     assert_eq!(*kind == DgramKind::Udp6, to.is_ipv6());
-                    self.host(flow, slot.bytes().to_vec(), to);
+                    // The kernel cuts it (udp(7)).
+                    let size = if opts.segment == 0 { SLOT_BYTES } else { opts.segment.into() };
+                    let parts = slot.bytes().len().div_ceil(size);
+                    assert!(opts.segment == 0 || (2..=UDP_RUN_MAX).contains(&parts), "{parts}");
+                    for part in slot.bytes().chunks(size) {
+                        self.host(flow, part.to_vec(), to);
+                    }
                 }
                 Action::Close { flow, .. } => {
                     self.kinds.remove(&flow).expect("closes an open socket");
@@ -203,7 +237,8 @@ impl Run {
 #[test]
 fn datagrams_arrive_whole_and_where_they_belong() {
     let pools = Pools::new().unwrap();
-    for seed in 0..80 {
+    let mut runs = 0;
+    for seed in 0..120 {
         let mut rng = Rng::new(seed ^ 0x0dd);
         let faults = if rng.chance(500) {
             Faults { duplicate: 100, reorder: 100, loss: 50, truncate: 50, corrupt: 50, delay: 5 }
@@ -214,6 +249,9 @@ fn datagrams_arrive_whole_and_where_they_belong() {
         for _ in 0..60 {
             for _ in 0..run.rng.range(1, 8) {
                 run.send();
+            }
+            if run.uso && run.rng.chance(300) {
+                run.send_run();
             }
             run.turn();
             run.now = run.now + Millis(run.rng.magnitude(30));
@@ -233,8 +271,10 @@ fn datagrams_arrive_whole_and_where_they_belong() {
         // Idle, all mappings end.
         run.now = run.now + UDP_IDLE + Millis(100);
         run.turn();
+        runs += run.runs;
         assert_eq!((run.stack.stats().flows, run.kinds.len()), (0, 0), "seed {seed}");
         drop(run);
         assert_eq!((pools.large.lent(), pools.small.lent()), (0, 0), "slots leak");
     }
+    assert!(runs > 200, "{runs} runs");
 }
