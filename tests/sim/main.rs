@@ -13,6 +13,7 @@
 
 mod clock;
 mod dns;
+mod fair;
 mod guest;
 mod host;
 mod hostile;

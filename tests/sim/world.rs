@@ -11,6 +11,7 @@ use ringtap::stats::{Drop, Stats};
 use ringtap::time::{Millis, Time};
 
 use crate::clock::Agenda;
+use crate::fair::Attack;
 use crate::guest::{FROM, GUEST4, GUEST6, Guest, HOST4, HOST6, Outcome, TO};
 use crate::host::Host;
 use crate::link::Link;
@@ -33,8 +34,16 @@ pub struct World {
     up: Link,
     down: Link,
     wire: Wire,
-    /// Frames that wait for a slot.
-    queue: VecDeque<Vec<u8>>,
+    /// Frames that wait for a slot, and whether they are an attack's.
+    queue: VecDeque<(Vec<u8>, bool)>,
+    /// The worker reads and writes so many frames a millisecond, all it can.
+    pub capacity: Option<i64>,
+    /// What is left of this millisecond's.
+    left: i64,
+    pub attack: Option<Attack>,
+    /// Frames that the TAP's queue holds, and those that found it full.
+    pub room: usize,
+    pub lost: u64,
     written: Agenda<(FlowId, Slot)>,
     /// Connections that peers will open.
     calls: Agenda<usize>,
@@ -65,6 +74,11 @@ impl World {
             down: Link::new(spec.down, spec.seed ^ 2, 40..usize::MAX),
             wire: Wire::default(),
             queue: VecDeque::new(),
+            capacity: None,
+            left: 0,
+            attack: None,
+            room: QUEUE,
+            lost: 0,
             written: Agenda::new(),
             calls: {
                 let mut calls = Agenda::new();
@@ -104,12 +118,25 @@ impl World {
         self.stack.stats()
     }
 
+    /// When it began.
+    pub fn began(&self) -> Time {
+        self.epoch
+    }
+
     /// All that happens at this moment.
     fn moment(&mut self) {
         if !self.mended && self.now >= self.epoch + Millis(self.spec.mend) {
             self.mended = true;
             self.up.mend();
             self.down.mend();
+        }
+        if let Some(capacity) = self.capacity {
+            // What was written beyond it is owed.
+            self.left = capacity.min(self.left + capacity);
+        }
+        if let Some(attack) = self.attack.as_mut().filter(|attack| attack.until > self.now) {
+            let room = self.room.saturating_sub(self.queue.len());
+            self.queue.extend(attack.frames().take(room).map(|frame| (frame, true)));
         }
         for _ in 0..STEPS {
             if !self.step() {
@@ -125,11 +152,16 @@ impl World {
         for frame in self.guest.poll(self.now) {
             busy = true;
             self.print(">", &frame);
+            if let Some(attack) = &mut self.attack {
+                attack.see(&frame);
+            }
             self.up.send(self.now, frame);
         }
         while let Some(frame) = self.up.receive(self.now) {
-            if self.queue.len() < QUEUE {
-                self.queue.push_back(frame);
+            if self.queue.len() < self.room {
+                self.queue.push_back((frame, false));
+            } else {
+                self.lost += 1;
             }
         }
         while let Some(index) = self.calls.pop(self.now) {
@@ -141,14 +173,20 @@ impl World {
         // A turn takes some frames and events, not always all.
         let batch = self.rng.range(1, 16);
         for _ in 0..batch {
-            let Some(frame) = self.queue.front() else { break };
+            let Some((frame, attack)) = self.queue.front() else { break };
+            if self.is_tired() {
+                break;
+            }
             let Some(mut slot) = self.stack.pools().large.take() else { break };
             slot.set_range(0, frame.len());
             slot.bytes_mut().copy_from_slice(frame);
-            if let Some((view, tcp)) = frame.get(24..).and_then(tap::tcp_of) {
+            if let Some((view, tcp)) = frame.get(24..).and_then(tap::tcp_of)
+                && !attack
+            {
                 self.wire.guest_says(view.src.is_ipv6(), tcp.into_inner());
             }
             self.queue.pop_front();
+            self.left -= 1;
             self.stack.handle_frame(slot, self.now);
             busy = true;
         }
@@ -157,6 +195,9 @@ impl World {
             busy = true;
         }
         for _ in 0..batch {
+            if self.is_tired() {
+                break;
+            }
             let Some(event) = self.host.poll(self.now) else { break };
             self.stack.handle_event(event, self.now);
             busy = true;
@@ -177,11 +218,17 @@ impl World {
         busy
     }
 
+    /// Whether the worker can do no more in this millisecond.
+    fn is_tired(&self) -> bool {
+        self.capacity.is_some() && self.left <= 0
+    }
+
     fn tap_write(&mut self, slot: Slot, keep: Option<FlowId>) {
         self.print("<", slot.bytes());
         if let Some(answer) = tap::neighbour(slot.bytes()) {
             self.up.send(self.now, answer);
         }
+        self.left -= 1;
         for packet in tap::split(slot.bytes(), &mut self.wire) {
             self.down.send(self.now, packet);
         }
@@ -203,7 +250,8 @@ impl World {
     }
 
     fn next(&mut self) -> Option<Time> {
-        let soon = (!self.queue.is_empty()).then_some(self.now + Millis(1));
+        let attacked = self.attack.as_ref().is_some_and(|attack| attack.until > self.now);
+        let soon = (!self.queue.is_empty() || attacked).then_some(self.now + Millis(1));
         let mend = (!self.mended).then_some(self.epoch + Millis(self.spec.mend));
         [
             self.guest.next(self.now),
