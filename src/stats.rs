@@ -1,5 +1,7 @@
 //! Counters of one worker. Plain numbers: the worker that owns them writes, control asks for a copy.
 
+use std::fmt;
+
 /// Why a frame, datagram or segment went no further. Each is counted; none is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -48,6 +50,32 @@ pub enum Drop {
     Misplaced,
 }
 
+impl Drop {
+    /// All reasons, each in its place.
+    pub const ALL: [Self; DROPS] = [
+        Self::Malformed,
+        Self::Unsupported,
+        Self::BadSource,
+        Self::Forbidden,
+        Self::PortZero,
+        Self::FlowTableFull,
+        Self::NoBuffer,
+        Self::OutOfWindow,
+        Self::BacklogFull,
+        Self::NoFlow,
+        Self::Unsolicited,
+        Self::BadFragment,
+        Self::FragmentTimeout,
+        Self::DnsRefused,
+        Self::NoLease,
+        Self::HostRefused,
+        Self::TapRefused,
+        Self::Draining,
+        Self::HandOverFull,
+        Self::Misplaced,
+    ];
+}
+
 /// Number of [`Drop`] reasons.
 pub const DROPS: usize = Drop::Misplaced as usize + 1;
 
@@ -85,5 +113,86 @@ impl Stats {
     /// How often one reason was counted.
     pub fn dropped(&self, why: Drop) -> u64 {
         self.drops[why as usize]
+    }
+
+    /// Adds what another worker has done.
+    pub fn add(&mut self, other: &Self) {
+        // Spelled out, so that none is forgotten.
+        let Self {
+            frames_from_guest,
+            frames_to_guest,
+            tcp_to_host,
+            tcp_to_guest,
+            copied_bytes,
+            retransmits,
+            handed_over,
+            turns,
+            flows,
+            drops,
+        } = *other;
+        self.frames_from_guest += frames_from_guest;
+        self.frames_to_guest += frames_to_guest;
+        self.tcp_to_host += tcp_to_host;
+        self.tcp_to_guest += tcp_to_guest;
+        self.copied_bytes += copied_bytes;
+        self.retransmits += retransmits;
+        self.handed_over += handed_over;
+        self.turns += turns;
+        self.flows += flows;
+        for (sum, count) in self.drops.iter_mut().zip(drops) {
+            *sum += count;
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    /// One line; of the drops, those that there were.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} frames from the guest, {} to it; TCP: {} bytes to the host, {} to the guest, \
+             {} segments again; {} bytes copied; {} frames handed over; {} turns; {} flows left",
+            self.frames_from_guest,
+            self.frames_to_guest,
+            self.tcp_to_host,
+            self.tcp_to_guest,
+            self.retransmits,
+            self.copied_bytes,
+            self.handed_over,
+            self.turns,
+            self.flows,
+        )?;
+        let mut word = "; dropped: ";
+        for why in Drop::ALL.into_iter().filter(|why| self.dropped(*why) > 0) {
+            write!(f, "{word}{} {why:?}", self.dropped(why))?;
+            word = ", ";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_in_its_place() {
+        for (place, why) in Drop::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, place);
+        }
+    }
+
+    #[test]
+    fn sums_and_their_line() {
+        let mut sum = Stats { tcp_to_host: 5, flows: 1, ..Stats::default() };
+        assert!(sum.to_string().ends_with("; 1 flows left"), "{sum}");
+        let mut other = Stats { tcp_to_host: 7, turns: 2, flows: 2, ..Stats::default() };
+        other.drop(Drop::NoFlow);
+        other.drop(Drop::Malformed);
+        sum.drop(Drop::NoFlow);
+        sum.add(&other);
+        assert_eq!((sum.tcp_to_host, sum.turns, sum.flows), (12, 2, 3));
+        assert!(sum.to_string().contains("TCP: 12 bytes to the host, 0 to the guest"), "{sum}");
+        assert!(sum.to_string().ends_with("; dropped: 1 Malformed, 2 NoFlow"), "{sum}");
     }
 }

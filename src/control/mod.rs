@@ -16,6 +16,7 @@
 //! list of `Traces`, and nowhere else; in the sandbox the [keeper](crate::boot::keeper) has that list.
 
 pub mod api;
+pub mod count;
 pub mod forwards;
 pub mod resolv;
 pub mod watch;
@@ -89,6 +90,10 @@ async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
         watch(config, &life, inherited, prepared, &handles, notices, &outlook).await
     };
     let end = end.await.unwrap_or_else(End::Failed);
+    if tracing::enabled!(tracing::Level::DEBUG) && !handles.is_empty() {
+        let (stats, count) = count::totals(&handles);
+        tracing::debug!("by {count} of {} workers: {stats}", handles.len());
+    }
     for handle in handles {
         handle.stop();
     }

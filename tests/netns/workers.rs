@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use ringtap::limits::DESCRIPTORS_OWN;
 
 use crate::harness::cmd::{Cmd, PATIENCE, Proc};
@@ -16,7 +17,11 @@ use crate::harness::{Bed, Family, Guest, With, eventually, need, not_slirp, pipe
 const FORGOTTEN: Duration = Duration::from_millis(3600);
 
 fn workers(n: usize) -> With {
-    With::defaults().more(&format!("--workers {n}"))
+    workers_and(n, "")
+}
+
+fn workers_and(n: usize, more: &str) -> With {
+    With::defaults().more(&format!("--workers {n} {more}"))
 }
 
 /// Threads of the program that forward.
@@ -164,6 +169,26 @@ fn a_tap_with_queues_is_shared_with_nobody() {
     stream::expect_all(&outside, 1, 1_000_000);
 }
 
+#[test]
+fn counters_of_all_workers_are_summed_in_the_end() {
+    need!();
+    not_slirp!("has one thread");
+    let (bed, guest, proc) = Bed::up(&workers_and(2, "--log-level debug"));
+    let pairs: Vec<_> = (0..6).map(|_| pair(&guest, &bed.remote, Family::V4.remote())).collect();
+    for (inside, outside) in &pairs {
+        stream::send_all(inside, 1, 50_000);
+        stream::expect_all(outside, 1, 50_000);
+        stream::send_all(outside, 2, 1_000);
+        stream::expect_all(inside, 2, 1_000);
+    }
+    proc.signal(Signal::SIGTERM);
+    let done = proc.wait(PATIENCE);
+    assert_eq!(done.code(), Some(0), "{done:?}");
+    let line = done.stderr.lines().find(|line| line.contains("by 2 of 2 workers: "));
+    let line = line.unwrap_or_else(|| panic!("no sum in {}", done.stderr));
+    assert!(line.contains("TCP: 300000 bytes to the host, 6000 to the guest"), "{line}");
+}
+
 /// Each flow holds a descriptor, and the limit is that of all workers.
 #[test]
 fn workers_share_the_limit_on_descriptors() {
@@ -179,9 +204,12 @@ fn workers_share_the_limit_on_descriptors() {
     let mut proc = bed.ringtap(&line).step(Step::Descriptors(limit)).keep(&theirs).start();
     drop(theirs);
     ready.expect_byte(&mut proc);
+    // Sockets: control may still open a watch or two.
     let held = || {
         let fds = std::fs::read_dir(format!("/proc/{}/fd", proc.pid())).expect("its descriptors");
-        fds.count()
+        let file = |fd: std::fs::DirEntry| std::fs::read_link(fd.path()).ok();
+        let files = fds.flatten().filter_map(file);
+        files.filter(|file| file.to_string_lossy().starts_with("socket:")).count()
     };
     let before = held();
     let peer = bed.remote.udp(Family::V4.remote());
@@ -196,7 +224,7 @@ fn workers_share_the_limit_on_descriptors() {
     let heard = || peer.recv_from(&mut [0; 8]).is_ok();
     assert_eq!((0..may).filter(|_| heard()).count(), may, "as many as there may be");
     most = most.max(held());
-    assert!(most > before && most <= before + may, "{before} descriptors, then {most}");
+    assert!(most > before && most <= before + may, "{before} sockets, then {most}");
     // None of them was used lately: they make room.
     eventually("a new conversation", || {
         let listener = bed.remote.listen(Family::V4.remote());
@@ -231,10 +259,7 @@ fn a_worker_that_fails_takes_the_program_along() {
         let bed = Bed::new();
         let guest = bed.guest();
         let file = bed.dir.path("pid");
-        let proc = bed.attach(
-            &guest,
-            &With::defaults().more(&format!("--workers 2 --pid-file {}", file.display())),
-        );
+        let proc = bed.attach(&guest, &workers_and(2, &format!("--pid-file {}", file.display())));
         let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
         stream::send_all(&inside, 1, 100_000);
         stream::expect_all(&outside, 1, 100_000);
