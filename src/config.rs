@@ -173,6 +173,8 @@ pub enum Target {
     },
     /// An open TAP, inherited (`--netns-type=tapfd`).
     TapFd(RawFd),
+    /// No namespace: a program that connects to a socket of packets at this path (`--target-type=bess`).
+    Bess(PathBuf),
 }
 
 /// The guest's network as the packet core knows it.

@@ -238,12 +238,18 @@ pub const TAP_RETRY: Millis = Millis(10);
 /// How long the index of the interface of `--outbound-addr` is taken for true.
 pub const INTERFACE_FRESH: Millis = Millis(100);
 
+/// Frames that wait for a guest behind a socket (`--target-type=bess`) that is slow.
+pub const PACKETS_WAITING: usize = 4096;
+/// Those among them that keep a slot of their own: the others of [`SLOTS_MAX`] go on working.
+pub const SLOTS_WAITING: usize = 256;
+
 /// Drain time after the command of `ringtap run` ends.
 pub const DRAIN: Millis = Millis::secs(5);
 
 const _: () = assert!(WORKERS_MAX <= 1 << 8);
 const _: () = assert!(HAND_OVER_BYTES > 2 * SLOT_BYTES);
 const _: () = assert!(RECV_SLOTS <= SEND_SLOTS);
+const _: () = assert!(PACKETS_WAITING < BLOCKS_MAX as usize && SLOTS_WAITING < SLOTS_MAX as usize);
 const _: () = assert!(SLOT_BYTES >= FRAME_MAX);
 const _: () = assert!(SLOT_BYTES >= HEADROOM + IP_LEN_MAX);
 const _: () = assert!(REASSEMBLIES_MAX as u32 + REASSEMBLY_RESERVED < SLOTS_MAX);

@@ -69,6 +69,7 @@ impl Drop {
         Self::DnsRefused,
         Self::NoLease,
         Self::HostRefused,
+        Self::Unresolved,
         Self::TapRefused,
         Self::Draining,
         Self::HandOverFull,

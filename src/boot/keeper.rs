@@ -82,7 +82,7 @@ impl Duties {
             // What such a path means depends on who looks. As long as we live, it stays.
             Life::Path(place) if is_of_self(&place.path) => (None, None),
             Life::Path(place) => (None, Some(place.clone())),
-            Life::Unknown | Life::Process(_) | Life::Command(_) => (None, None),
+            Life::Unknown | Life::Peer | Life::Process(_) | Life::Command(_) => (None, None),
         };
         Self { files: Vec::new(), made, place }
     }

@@ -23,6 +23,7 @@
 //! **Invariant:** everything unsafe is in [`sys`]; nothing here runs after the first packet but the
 //! init process of `run`, the filter ([`seccomp`]) and the closing of a TAP ([`tap::leave`]).
 
+pub mod bess;
 pub mod command;
 pub mod create;
 pub mod failure;
@@ -63,6 +64,8 @@ pub struct Guest {
 pub enum Life {
     /// Nothing that we know of (an inherited TAP).
     Unknown,
+    /// A program that is connected to our socket: a worker hears of its end.
+    Peer,
     /// A process, by pidfd: an open TAP keeps a namespace alive and never tells of its end.
     Process(OwnedFd),
     /// A path that names the namespace.
@@ -115,6 +118,7 @@ pub fn boot(config: &Config, inherited: &mut Inherited) -> Result<Guest, Failure
             let (queue, persistent) = tap::adopt(fd)?;
             Ok(Guest { taps: vec![queue], persistent, life: Life::Unknown, userns: None })
         }
+        Mode::Attach(Target::Bess(path)) => bess::wait(path, inherited.exit.as_ref()),
         Mode::Attach(Target::Pid { pid, userns }) => {
             netns::attach_pid(config, *pid, userns.as_deref())
         }

@@ -186,6 +186,6 @@ A network for an unprivileged network namespace (ringtap under this name).
 --outbound-addr6=ADDR    source of outgoing IPv6: an address or an interface
 --disable-dns            no DNS at 10.0.2.3 (or the address that --cidr implies)
 --macaddress=MAC         MAC of the TAP (only with -c)
---target-type=TYPE       netns or bess (default=netns; bess is not supported yet)
+--target-type=TYPE       netns, or bess: a socket at PATH (default=netns)
 -h, --help               this text
 -v, --version            version";

@@ -254,13 +254,14 @@ impl Typed {
         if self.macaddress.is_some() && !self.configure {
             return usage("--macaddr cannot be specified when --configure or -c is not specified");
         }
-        match self.target_type.as_deref() {
-            None | Some("netns") => {}
-            Some("bess") => return self.refuse_bess(operands),
+        let is_bess = match self.target_type.as_deref() {
+            None | Some("netns") => false,
+            Some("bess") => true,
             Some(_) => return usage("--target-type must be either \"netns\" or \"bess\""),
-        }
+        };
         let is_tapfd = self.netns_type.as_deref() == Some("tapfd");
         let (namespace, tap_name) = match *operands {
+            _ if is_bess => (OsStr::new(""), OsStr::new("tap0")),
             // The TAP behind a descriptor has its name.
             [namespace] if is_tapfd => (namespace, OsStr::new("tap0")),
             [] | [_] => return usage(""),
@@ -270,7 +271,10 @@ impl Typed {
                 (namespace, tap_name)
             }
         };
-        let target = self.target(namespace, host)?;
+        let target = if is_bess { self.bess(operands)? } else { self.target(namespace, host)? };
+        if is_bess {
+            warn("BESS mode is experimental");
+        }
         let v4 = self.cidr.as_deref().map_or_else(|| Ok(NetConfig::native().v4), cidr)?;
         let outbound_v4 = self.outbound_addr.as_deref().map(|t| outbound(t, host)).transpose()?;
         let outbound_v6 = self.outbound_addr6.as_deref().map(|t| outbound6(t, host)).transpose()?;
@@ -318,12 +322,13 @@ impl Typed {
         })
     }
 
-    fn refuse_bess(&self, operands: &[&OsStr]) -> Result<Config, Bad> {
-        match operands {
+    /// A guest behind a socket, which has no namespace to speak of.
+    fn bess(&self, operands: &[&OsStr]) -> Result<Target, Bad> {
+        let path = match operands {
             [] => return usage(""),
-            [_] => {}
+            [path] => path,
             [_, ..] => return usage("too many arguments"),
-        }
+        };
         for (given, option) in [
             (self.configure, "--configure"),
             (self.netns_type.is_some(), "--netns-type"),
@@ -333,7 +338,7 @@ impl Typed {
                 return usage(format!("{option} conflicts with --target-type=bess"));
             }
         }
-        plain("--target-type=bess: is not supported yet; give a network namespace instead")
+        Ok(Target::Bess(path.into()))
     }
 
     fn target(&self, namespace: &OsStr, host: &dyn Host) -> Result<Target, Bad> {

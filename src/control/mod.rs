@@ -251,6 +251,9 @@ impl Workers<'_> {
                         Life::Path(place) | Life::Ours(Made { place, .. }) => {
                             self.outlook.is_gone(place)
                         }
+                        Life::Peer => {
+                            matches!(&result, Err(e) if e.kind() == io::ErrorKind::BrokenPipe)
+                        }
                         Life::Unknown | Life::Command(_) => false,
                     };
                     return worker_ended(who, self.handles.len(), result, over);
@@ -416,7 +419,7 @@ async fn at(deadline: Option<tokio::time::Instant>) {
 /// Waits for the end of what we forward for.
 async fn guest_over(life: &Life, outlook: &Outlook<'_>) -> Result<End, Failure> {
     match life {
-        Life::Unknown => std::future::pending().await,
+        Life::Unknown | Life::Peer => std::future::pending().await,
         Life::Process(pidfd) => {
             watch::ended(pidfd).await.context(|| "watch the guest's process")?;
             tracing::debug!("the guest's process has ended");

@@ -5,6 +5,7 @@ use std::io;
 use io_uring::cqueue;
 
 use super::Worker;
+use super::packets::peer_gone;
 use super::sock::Watch;
 use super::token::{Op, Token};
 use crate::arena::Chain;
@@ -23,6 +24,7 @@ impl Worker {
         match Token::unpack(entry.user_data()) {
             Some(Token::TapRead) => self.tap_read(result, flags),
             Some(Token::TapWrite(index)) => self.tap_written(index, result),
+            Some(Token::TapRoom) => self.packets_flush(),
             Some(Token::Wake) => {
                 self.take_requests();
                 self.arm_bell()
@@ -53,8 +55,13 @@ impl Worker {
             return match -result {
                 libc::ENOBUFS | libc::EAGAIN | libc::EINTR | libc::ECANCELED | libc::EIO => Ok(()),
                 libc::EBADFD | libc::EFAULT | libc::ENODEV => Err(tap_gone()),
+                libc::ECONNRESET if self.packets.on() => Err(peer_gone()),
                 e => Err(io::Error::from_raw_os_error(e)),
             };
+        }
+        // Of a socket that is the end, and no buffer comes with it.
+        if result == 0 && self.packets.on() {
+            self.packet_empty()?;
         }
         let Some(bid) = cqueue::buffer_select(flags) else { return Ok(()) };
         let Some(mut slot) = self.from_tap.take(bid, result as usize) else { return Ok(()) };

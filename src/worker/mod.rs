@@ -35,6 +35,7 @@ mod complete;
 mod dgram;
 mod forward;
 mod outbound;
+mod packets;
 mod ring;
 mod run;
 mod sock;
@@ -70,6 +71,7 @@ use crate::time::Time;
 use dgram::Sending;
 use forward::Listeners;
 use outbound::Interfaces;
+use packets::Packets;
 use ring::{BufRing, Ring};
 use sock::Sock;
 use submit::Scratch;
@@ -77,7 +79,7 @@ use team::{Frames, Team};
 
 pub use ring::OLDEST_KERNEL;
 
-/// An open TAP queue, as `boot` hands it over.
+/// An open TAP queue, as `boot` hands it over; or a socket of packets (`SOCK_SEQPACKET`) in its place, without header.
 #[derive(Debug)]
 pub struct TapQueue {
     /// The descriptor, attached to the interface.
@@ -249,6 +251,7 @@ struct Worker {
     scratch: Scratch,
     stack: Stack,
     tap: TapQueue,
+    packets: Packets,
     net: NetConfig,
     interfaces: Interfaces,
     mailbox: Arc<Mailbox>,
@@ -317,6 +320,7 @@ impl Worker {
             bound: HashMap::new(),
             scratch: Scratch::new(),
             stack,
+            packets: Packets::new(&tap),
             tap,
             interfaces: Interfaces::new(&net)?,
             net,

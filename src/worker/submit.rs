@@ -186,6 +186,9 @@ impl Worker {
 
     /// Writes what follows the first `skip` bytes of a slot's range.
     fn push_write(&mut self, slot: Slot, skip: usize, keep: Option<FlowId>) -> io::Result<()> {
+        if self.packets.on() {
+            return self.packet_write(slot, skip, keep);
+        }
         if self.writes.is_full() {
             self.stack.stats_mut().drop(Drop::TapRefused);
             if let Some(flow) = keep {
@@ -447,6 +450,15 @@ impl Worker {
         let fd = types::Fd(self.mailbox.bell.as_raw_fd());
         let entry =
             opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(Token::Wake.pack());
+        // SAFETY: a poll names no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Asks for word when a socket of packets has room.
+    pub(super) fn await_room(&mut self) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(types::Fd(self.tap_fd()), libc::POLLOUT as u32)
+            .build()
+            .user_data(Token::TapRoom.pack());
         // SAFETY: a poll names no memory.
         unsafe { self.ring.push(&entry) }
     }

@@ -10,6 +10,8 @@ pub(super) enum Token {
     TapRead,
     /// A write to the TAP; the index into the writes in flight.
     TapWrite(u32),
+    /// The poll for room in a socket of packets.
+    TapRoom,
     /// The eventfd of the mailbox.
     Wake,
     /// Another worker has handed frames over.
@@ -60,6 +62,7 @@ const DGRAM_SEND: u8 = 132;
 const FRAMES: u8 = 133;
 const BELL: u8 = 134;
 const ACCEPT: u8 = 135;
+const TAP_ROOM: u8 = 136;
 
 // The index of a flow fits its 24 bits.
 const _: () = assert!(crate::limits::FLOWS_MAX <= 1 << 24);
@@ -70,6 +73,7 @@ impl Token {
         let (kind, index, generation) = match self {
             Self::TapRead => (TAP_READ, 0, 0),
             Self::TapWrite(index) => (TAP_WRITE, index, 0),
+            Self::TapRoom => (TAP_ROOM, 0, 0),
             Self::Wake => (WAKE, 0, 0),
             Self::Cancel => (CANCEL, 0, 0),
             Self::Frames => (FRAMES, 0, 0),
@@ -88,6 +92,7 @@ impl Token {
         Some(match (data >> 56) as u8 {
             TAP_READ => Self::TapRead,
             TAP_WRITE => Self::TapWrite(index),
+            TAP_ROOM => Self::TapRoom,
             WAKE => Self::Wake,
             CANCEL => Self::Cancel,
             FRAMES => Self::Frames,

@@ -23,6 +23,7 @@ mod workers;
 
 // The program itself.
 mod api;
+mod bess;
 mod callers;
 mod confined;
 mod create;

@@ -250,13 +250,6 @@ fn refused_on_purpose() {
         );
         refused(&format!("-c --macaddress={mac} 42 tap0"), &[], false, &text);
     }
-    // 1.2.0 would wait for a connection here.
-    refused(
-        "--target-type=bess /s",
-        &[],
-        false,
-        "--target-type=bess: is not supported yet; give a network namespace instead",
-    );
 }
 
 #[test]
@@ -311,6 +304,12 @@ fn other_forms() {
     }
     // strtol takes a sign and white space.
     assert_eq!(config("slirp4netns -m +1500 42 tap0").net.mtu, 1500);
+    let c = config("slirp4netns -6 --target-type bess /tmp/s");
+    assert!(matches!(c.mode, Mode::Attach(Target::Bess(path)) if path == Path::new("/tmp/s")));
+    assert_eq!(
+        warned("--target-type=bess -6 /tmp/s"),
+        [IPV6, "WARNING: BESS mode is experimental"]
+    );
     // A descriptor that is not open is boot's business.
     assert_eq!(config("slirp4netns -e 9 42 tap0").exit_fd, Some(9));
     assert_eq!(config("slirp4netns --ready-fd=-0 42 tap0").ready_fd, Some(0));
