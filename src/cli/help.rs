@@ -189,3 +189,27 @@ A network for an unprivileged network namespace (ringtap under this name).
 --target-type=TYPE       netns, or bess: a socket at PATH (default=netns)
 -h, --help               this text
 -v, --version            version";
+
+/// The help text of a command.
+pub(super) fn page(command: &str) -> String {
+    let (about, example) = own(command);
+    let common: &[&str] = match command {
+        "run" => &[COMMON],
+        "attach" | "create" => &[LIFETIME, COMMON],
+        _ => &[],
+    };
+    [&[about], common, &[example]].concat().concat()
+}
+
+/// What of a command's help text no other command has: what it is with its options, and an example. The man page
+/// is made of these (`build/`).
+pub(super) fn own(command: &str) -> (&'static str, &'static str) {
+    match command {
+        "run" => (RUN, RUN_EXAMPLE),
+        "attach" => (ATTACH, ATTACH_EXAMPLE),
+        "create" => (CREATE, CREATE_EXAMPLE),
+        "port" => (PORT, ""),
+        "doctor" => (DOCTOR, ""),
+        _ => ("", ""),
+    }
+}

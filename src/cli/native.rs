@@ -3,6 +3,7 @@
 //! Two steps: [`Typed`] is what was written, option by option, each value checked by itself; `into_config` checks
 //! what the options mean together. A refusal is one line that names option, value and remedy; exit code 2.
 
+mod made;
 mod port;
 
 use std::ffi::{OsStr, OsString};
@@ -41,15 +42,7 @@ impl Verb {
     }
 
     fn help(self) -> String {
-        match self {
-            Self::Run => [help::RUN, help::COMMON, help::RUN_EXAMPLE].concat(),
-            Self::Attach => {
-                [help::ATTACH, help::LIFETIME, help::COMMON, help::ATTACH_EXAMPLE].concat()
-            }
-            Self::Create => {
-                [help::CREATE, help::LIFETIME, help::COMMON, help::CREATE_EXAMPLE].concat()
-            }
-        }
+        help::page(self.name())
     }
 }
 
@@ -102,6 +95,9 @@ pub(super) fn parse(args: &[OsString], host: &dyn Host) -> Result<Command, Refus
         "help" => return parse_help(rest),
         "-h" | "--help" => return Ok(Command::Print(help::PROGRAM.to_owned())),
         "-V" | "--version" => return Ok(Command::Print(version())),
+        // For packagers; no help text lists them.
+        "man" => return made::man(rest),
+        "completions" => return made::completions(rest),
         _ => return refuse(unknown_verb(verb)),
     };
     Typed::read(verb, rest, host).and_then(|typed| match typed {

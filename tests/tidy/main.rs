@@ -228,7 +228,7 @@ fn nothing_is_left_to_do() {
 
 #[test]
 fn every_file_says_what_it_is() {
-    for folder in ["src", "tests", "benches", "perf"] {
+    for folder in ["src", "build", "tests", "benches", "perf"] {
         for (path, text) in sources(folder) {
             assert!(text.starts_with("//! "), "{}: begin with a `//!` line", path.display());
         }
@@ -288,7 +288,8 @@ fn wrong_commands(readme: &str, exists: &dyn Fn(&str) -> bool, options: &str) ->
                     }
                 }
                 if let Some(verb) = rest.iter().find(|w| !w.starts_with('-'))
-                    && !["run", "attach", "create", "port", "doctor"].contains(verb)
+                    && !["run", "attach", "create", "port", "doctor", "man", "completions"]
+                        .contains(verb)
                 {
                     complain(format!("no command {verb}"));
                 }

@@ -267,6 +267,33 @@ fn help_and_version() {
     assert!(matches!(parse_words("ringtap doctor"), Ok(Command::Doctor)));
 }
 
+/// What the build makes of the help texts has every command, and every option.
+#[test]
+fn man_page_and_completions() {
+    let pages = VERBS.map(|verb| (verb, help::page(verb)));
+    let man = printed("ringtap man");
+    let shells = ["bash", "zsh", "fish"].map(|s| printed(&format!("ringtap completions {s}")));
+    for (name, text) in pages.iter().filter(|(name, _)| *name != "help") {
+        assert!(!text.is_empty(), "help::own() lacks {name}");
+        assert!(man.contains(&format!("\n.SS \"ringtap {name}\"\n")), "{name}");
+        assert!(shells.iter().all(|shell| shell.contains(name)), "{name}");
+        let lines = text.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+        for option in lines.filter_map(|line| line.split(' ').find(|word| word.starts_with("--"))) {
+            let name = option.trim_start_matches('-');
+            assert!(man.contains(&format!("\\-\\-{}\\fR", name.replace('-', "\\-"))), "{name}");
+            assert!(shells[0].contains(&format!("--{name}")), "bash: {name}");
+            assert!(shells[1].contains(&format!("--{name}[")), "zsh: {name}");
+            assert!(shells[2].contains(&format!(" -l {name} ")), "fish: {name}");
+        }
+    }
+    assert_eq!(refused("ringtap man 1"), "man 1: it takes no arguments");
+    for rest in ["", " tcsh", " bash zsh"] {
+        assert!(
+            refused(&format!("ringtap completions{rest}")).contains("one of bash, zsh and fish")
+        );
+    }
+}
+
 #[test]
 fn help_and_options_agree() {
     for verb in EVERY {
