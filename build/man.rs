@@ -6,6 +6,7 @@ use crate::text::{Block, Opt, blocks};
 /// The page.
 pub(crate) fn page(version: &str, pages: &[(&str, String)]) -> String {
     let mut out = Page(String::new());
+    // No date: every build would make another page. The version tells as much.
     out.line(&format!(".TH RINGTAP 1 \"\" \"ringtap {version}\" \"User Commands\""));
     let program = blocks(help::PROGRAM);
     let mut parts = program.iter();
@@ -75,8 +76,16 @@ impl Page {
         self.line(&text);
     }
 
+    /// Begins a paragraph; a heading has done so.
+    fn begin(&mut self) {
+        let last = self.0.lines().last().unwrap_or_default();
+        if !last.starts_with(".SH") && !last.starts_with(".SS") {
+            self.line(".PP");
+        }
+    }
+
     fn paragraph(&mut self, text: &str) {
-        self.line(".PP");
+        self.begin();
         self.text(text);
     }
 
@@ -95,7 +104,7 @@ impl Page {
     fn block(&mut self, block: &Block) {
         match block {
             Block::Usage(lines) => {
-                self.line(".PP");
+                self.begin();
                 self.usage(lines);
             }
             Block::Paragraph(text) => self.paragraph(text),
@@ -103,7 +112,7 @@ impl Page {
                 options.iter().for_each(|option| self.tagged(&tag(option), &option.text));
             }
             Block::Verbatim(lines) => {
-                self.line(".PP");
+                self.begin();
                 self.line(".RS 2");
                 self.usage(lines);
                 self.line(".RE");
