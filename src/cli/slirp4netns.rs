@@ -429,7 +429,8 @@ fn cidr(text: &str) -> Result<V4Net, Bad> {
         }
         BadCidr::Prefix => plain("prefix length needs to be 1-25"),
         BadCidr::NotNetwork => {
-            plain(format!("CIDR needs to be a network address like 10.0.2.0/24, not like {text}"))
+            // Whatever was given: its text names no value.
+            plain("CIDR needs to be a network address like 10.0.2.0/24, not like 10.0.2.100/24")
         }
     })
 }

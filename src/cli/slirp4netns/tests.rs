@@ -193,6 +193,12 @@ fn mistakes_answered_by_themselves() {
             "CIDR needs to be a network address like 10.0.2.0/24, not like 10.0.2.100/24"
                 .to_owned(),
         ),
+        (
+            "--cidr 10.0.3.7/08 42 tap0",
+            &[],
+            "CIDR needs to be a network address like 10.0.2.0/24, not like 10.0.2.100/24"
+                .to_owned(),
+        ),
         ("--cidr foo -c --macaddress= 42 tap0", &[], "invalid CIDR: foo".to_owned()),
         ("--cidr foo --outbound-addr nosuch 42 tap0", &[OUT], "invalid CIDR: foo".to_owned()),
         ("--outbound-addr nosuch 42 tap0", &[OUT], OUT_BAD.to_owned()),
