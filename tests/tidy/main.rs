@@ -336,7 +336,9 @@ fn commands_of_the_readme_exist() {
 
 #[test]
 fn targets_of_the_manifest_exist() {
-    for target in ["tests/sim", "tests/netns", "tests/platform", "tests/tidy", "perf"] {
+    for target in
+        ["tests/sim", "tests/netns", "tests/compat", "tests/platform", "tests/tidy", "perf"]
+    {
         assert!(root().join(target).join("main.rs").is_file(), "{target}");
     }
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
