@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Forward, ForwardId, NetConfig, Transport};
 use crate::limits::{API_PATIENCE, DESCRIPTORS_OWN, LISTEN_BACKLOG};
-use crate::worker::{ForwardedPort, Handle, Request};
+use crate::worker::{ForwardedPort, Handle, Request, bound};
 
 /// Who carries ports: the workers.
 pub trait Carriers {
@@ -51,7 +51,7 @@ pub struct Forwards<'a, C: ?Sized = [Handle]> {
     /// Ports of all rules.
     ports: u64,
     last_id: u64,
-    /// Who gets the next port.
+    /// Who gets the next port of TCP.
     turn: usize,
 }
 
@@ -97,12 +97,22 @@ impl<'a, C: Carriers + ?Sized> Forwards<'a, C> {
         for (nth, socket) in (0..).zip(sockets) {
             let guest = SocketAddr::new(guest_addr, forward.guest_port + nth);
             let port = ForwardedPort { id, transport: forward.transport, socket, guest };
-            self.carriers.request(self.turn, Request::Forward(port));
-            self.turn = (self.turn + 1) % self.carriers.count().max(1);
+            let which = match forward.transport {
+                Transport::Tcp => self.next(),
+                Transport::Udp => bound::home(&guest, self.carriers.count()),
+            };
+            self.carriers.request(which, Request::Forward(port));
         }
         self.ports += ports;
         self.rules.insert(id, forward);
         Ok(id)
+    }
+
+    /// Each in turn.
+    fn next(&mut self) -> usize {
+        let turn = self.turn;
+        self.turn = (turn + 1) % self.carriers.count().max(1);
+        turn
     }
 
     /// All forwards, oldest first. Each has its guest address.

@@ -129,3 +129,6 @@ impl Stack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

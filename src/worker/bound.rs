@@ -3,7 +3,6 @@
 //! A bound socket is a flow's like any other datagram socket: armed, sent on and closed by the same code
 //! ([`dgram`](super::dgram)). It has come from outside, and it ends when its forward does.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 
@@ -19,10 +18,8 @@ use crate::stack::bound::Bound;
 /// The worker, of so many, that is to have the UDP ports that lead to an endpoint of the guest: all of them, for
 /// what the guest answers finds its way by what that one knows ([`crate::stack::bound`]).
 pub fn home(guest: &SocketAddr, workers: usize) -> usize {
-    // Not keyed, so that it is the same for everyone; the operator chooses what is forwarded.
-    let mut hasher = DefaultHasher::new();
-    guest.hash(&mut hasher);
-    hasher.finish() as usize % workers.max(1)
+    // Those of a range in turn.
+    usize::from(guest.port()) % workers.max(1)
 }
 
 impl Worker {

@@ -101,7 +101,9 @@ fn a_range_is_spread_and_its_ports_lead_to_their_own() {
         let mut forwards = Forwards::new(&notes, &net);
         let (host, first) = (own(), FIRST);
         forwards.add(forward(transport, host, first, first + 9)).unwrap();
-        assert_eq!(notes.counts(), [4, 3, 3]);
+        let mut counts = notes.counts();
+        counts.sort_unstable();
+        assert_eq!(counts, [3, 3, 4]);
         let guests: Vec<_> = (80..90).map(|p| SocketAddr::from(([10, 0, 2, 100], p))).collect();
         assert_eq!(notes.guests(), guests);
     }
