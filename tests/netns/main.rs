@@ -19,6 +19,7 @@ mod programs;
 mod tcp;
 mod udp;
 mod udp_batch;
+mod udp_in;
 mod workers;
 
 // The program itself.
