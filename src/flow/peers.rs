@@ -517,4 +517,66 @@ mod tests {
         drop(mappings);
         assert_eq!(room.free.get(), PEERS_SHARED);
     }
+
+    #[test]
+    fn open_ones_agree_with_a_list() {
+        let flow = |index| FlowId { index, generation: 0 };
+        let ways = [Via::Own, Via::Port(flow(1)), Via::Port(flow(2))];
+        let visitors = Room::new(PEERS_SHARED, [3, 4]);
+        let mut peers = Peers::new(&room());
+        // Those of a mapping that was there before.
+        for n in 0..20 {
+            peers.note(host(n), Via::Own, host(n), Time(0));
+        }
+        peers.open(&visitors);
+        // Oldest first: (host, via, shown, used).
+        let mut model: Vec<_> = (0..20).map(|n| (host(n), Via::Own, host(n), Time(0))).collect();
+        let (mut seed, mut now) = (5u64, Time(0));
+        for step in 0..40_000u32 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (n, via) = ((seed >> 33) as u32 % 600, ways[(seed >> 20) as usize % 3]);
+            now = now + Millis(seed >> 59);
+            let at = model.iter().position(|&(h, v, ..)| (h, v) == (host(n), via));
+            match seed >> 60 {
+                0..6 => {
+                    let name = at.map_or(host(1_000_000 + step), |at| model[at].2);
+                    at.map(|at| model.remove(at));
+                    model.push((host(n), via, name, now));
+                    assert!(at.is_some() || peers.is_free(name));
+                    peers.note(host(n), via, name, now);
+                }
+                6..9 => {
+                    let known = at.map(|at| model.remove(at));
+                    model.extend(known.map(|(h, v, name, _)| (h, v, name, now)));
+                    assert_eq!(peers.shown_via(host(n), via, now), known.map(|k| k.2));
+                }
+                9..13 if !model.is_empty() => {
+                    let (h, v, name, _) = model.remove((seed >> 10) as usize % model.len());
+                    model.push((h, v, name, now));
+                    assert_eq!(peers.named(name, now), Some((h, v)));
+                }
+                13 => {
+                    at.map(|at| model.remove(at));
+                    peers.forget(host(n), via);
+                }
+                14 => {
+                    model.retain(|&(.., used)| now - used < Millis(20_000));
+                    peers.forget_idle(now, Millis(20_000));
+                }
+                _ if step % 50 == 0 => {
+                    model.retain(|&(_, v, ..)| v != via);
+                    peers.forget_via(via);
+                }
+                _ => {}
+            }
+            assert_eq!(peers.entries.len(), model.len(), "step {step}");
+            assert_eq!(peers.newest(), model.last().map(|m| m.2), "step {step}");
+            assert_eq!(peers.oldest(), model.first().map(|m| m.3), "step {step}");
+            let beyond = model.len().saturating_sub(PEERS_OWN) as u32;
+            assert_eq!(visitors.free.get(), PEERS_SHARED - beyond);
+        }
+        for (h, v, name, _) in model {
+            assert_eq!(peers.shown_via(h, v, now), Some(name));
+        }
+    }
 }

@@ -84,6 +84,25 @@ impl Sending {
     }
 }
 
+/// What every receive asks for: room for a name, and for control messages.
+pub(super) struct Heads {
+    data: Box<libc::msghdr>,
+    errors: Box<libc::msghdr>,
+}
+
+impl Heads {
+    pub(super) fn new() -> Self {
+        let with_room = |control: usize| {
+            // SAFETY: all-zero bytes are a valid `msghdr`.
+            let mut hdr: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+            hdr.msg_namelen = NAME as _;
+            hdr.msg_controllen = control as _;
+            hdr
+        };
+        Self { data: with_room(DATA_CONTROL), errors: with_room(ERROR_CONTROL) }
+    }
+}
+
 impl Worker {
     /// Makes a flow's socket and listens on it.
     pub(super) fn dgram_open(&mut self, flow: FlowId, kind: DgramKind) -> io::Result<()> {
@@ -116,9 +135,7 @@ impl Worker {
 
     /// Submits the receives of a socket that have ended.
     fn arm_dgram(&mut self, flow: FlowId) -> io::Result<()> {
-        for (op, control, flags) in
-            [(Op::Data, DATA_CONTROL, 0), (Op::ErrQueue, ERROR_CONTROL, libc::MSG_ERRQUEUE)]
-        {
+        for (op, flags) in [(Op::Data, 0), (Op::ErrQueue, libc::MSG_ERRQUEUE)] {
             let Some(sock) = self.sock(flow) else { return Ok(()) };
             if sock.rearm & op as u8 == 0 {
                 continue;
@@ -126,18 +143,14 @@ impl Worker {
             sock.rearm &= !(op as u8);
             sock.begin(op);
             let raw = sock.raw();
-            let msg = self.scratch.next();
-            // SAFETY: all-zero bytes are a valid `msghdr`.
-            msg.hdr = unsafe { std::mem::zeroed() };
-            msg.hdr.msg_namelen = NAME as _;
-            msg.hdr.msg_controllen = control as _;
+            let hdr = if op == Op::Data { &self.heads.data } else { &self.heads.errors };
             let entry =
-                opcode::RecvMsgMulti::new(types::Fd(raw), &raw const msg.hdr, self.dgrams.group())
+                opcode::RecvMsgMulti::new(types::Fd(raw), &raw const **hdr, self.dgrams.group())
                     .flags(flags as u32)
                     .build()
                     .user_data(Token::Sock(op, flow).pack());
-            // SAFETY: the header lies in a box of `scratch`, untouched until the next turn begins, when the
-            // entry is submitted; buffers come from a registered ring, whose slots the `BufRing` holds.
+            // SAFETY: the kernel reads the header when the entry is submitted, and it lies unchanged in a box for
+            // as long as the worker lives; buffers come from a registered ring, whose slots the `BufRing` holds.
             unsafe { self.ring.push(&entry) }?;
         }
         Ok(())

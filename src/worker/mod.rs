@@ -68,7 +68,7 @@ use crate::stack::descriptors::Share;
 use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
-use dgram::Sending;
+use dgram::{Heads, Sending};
 use forward::Listeners;
 use outbound::Interfaces;
 use packets::Packets;
@@ -249,6 +249,8 @@ struct Worker {
     bound: HashMap<ForwardId, Vec<FlowId>>,
     /// Headers and addresses of this turn's submissions.
     scratch: Scratch,
+    /// Headers of receives.
+    heads: Heads,
     stack: Stack,
     tap: TapQueue,
     packets: Packets,
@@ -319,6 +321,7 @@ impl Worker {
             listeners: Listeners::new(),
             bound: HashMap::new(),
             scratch: Scratch::new(),
+            heads: Heads::new(),
             stack,
             packets: Packets::new(&tap),
             tap,
