@@ -16,6 +16,8 @@ use tokio::io::unix::AsyncFd;
 /// `NS_GET_USERNS` and `NS_GET_NSTYPE` (linux/nsfs.h).
 const NS_GET_USERNS: c_ulong = 0xb701;
 const NS_GET_NSTYPE: c_ulong = 0xb703;
+/// `MS_SLAVE` (linux/mount.h), as wide as `mount_setattr` has it.
+const SLAVE: u64 = 1 << 19;
 /// linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
@@ -278,7 +280,7 @@ pub fn attach_mount(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// What `mount_setattr(2)` says.
 pub fn wall_mount(mount: BorrowedFd<'_>, below: bool) -> io::Result<()> {
     let flags = if below { libc::AT_RECURSIVE } else { 0 };
-    mount_setattr(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, libc::MS_SLAVE as u64)
+    mount_setattr(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH | flags, SLAVE)
 }
 
 /// Makes the root like [`wall_mount`], and not what is mounted in it.
