@@ -59,7 +59,7 @@ fn a_kernel_behind_the_socket() {
     let (mut ready, theirs) = pipe();
     let path = bed.dir.path("socket");
     let mut proc =
-        slirp(&bed, &format!("-6 -r {}", theirs.as_raw_fd()), &path).keep(&theirs).start();
+        slirp(&bed, &format!("-6 --enable-seccomp -r {}", theirs.as_raw_fd()), &path).keep(&theirs).start();
     drop(theirs);
     proc.wait_for("Waiting for connection");
     let wire = format!("UNIX-CONNECT:{},type=5", path.display());
