@@ -17,7 +17,7 @@
 //!
 //! Such a mapping lives as long as ports lead to it. Its peers are forgotten like any mapping: by
 //! [`UDP_IDLE`](crate::limits::UDP_IDLE) of silence, or by
-//! [`FORWARD_PEERS_MAX`](crate::limits::FORWARD_PEERS_MAX) that came after them; and those whose port is closed (an
+//! [`FORWARD_PEERS_MAX`] that came after them; and those whose port is closed (an
 //! ICMP error says so), lest the guest reach who has it next.
 
 use std::net::SocketAddr;

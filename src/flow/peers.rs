@@ -539,7 +539,7 @@ mod tests {
             let at = model.iter().position(|&(h, v, ..)| (h, v) == (host(n), via));
             match seed >> 60 {
                 0..6 => {
-                    let name = at.map_or(host(1_000_000 + step), |at| model[at].2);
+                    let name = at.map_or_else(|| host(1_000_000 + step), |at| model[at].2);
                     at.map(|at| model.remove(at));
                     model.push((host(n), via, name, now));
                     assert!(at.is_some() || peers.is_free(name));

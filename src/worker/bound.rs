@@ -1,7 +1,7 @@
 //! Ports of the host whose datagrams go into the guest: bound sockets, and their lives in a worker.
 //!
 //! A bound socket is a flow's like any other datagram socket: armed, sent on and closed by the same code
-//! ([`dgram`](super::dgram)). It has come from outside, and it ends when its forward does.
+//! ([`dgram`]). It has come from outside, and it ends when its forward does.
 
 use std::io;
 use std::net::SocketAddr;

@@ -7,9 +7,10 @@ use std::os::fd::AsRawFd;
 use nix::sched::CloneFlags;
 
 use crate::harness::cmd::PATIENCE;
-use crate::harness::sys::{Step, open_tap};
+use crate::harness::sys::Step;
 use crate::harness::{Bed, Family, USER, pipe};
 use crate::program::{Program, both, exit_pipe, guest};
+use crate::tap::open_tap;
 
 both! {
     addresses_and_routes,

@@ -31,3 +31,4 @@ mod life;
 mod output;
 mod sandbox;
 mod special;
+mod tap;

@@ -1,9 +1,8 @@
 //! What a child does between fork and exec. The one file of the tests here with `unsafe`.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -98,21 +97,6 @@ fn no_io_uring() -> Vec<libc::sock_filter> {
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]
-}
-
-/// Opens a TAP of the network namespace the thread is in, as a program does that hands it over.
-pub(crate) fn open_tap(name: &str) -> OwnedFd {
-    let file =
-        File::options().read(true).write(true).open("/dev/net/tun").expect("open the device");
-    let mut request: libc::ifreq = zeroed();
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
-    // SAFETY: the descriptor is open; the request reads and writes one `ifreq`, which lives across the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
-        .unwrap_or_else(|e| panic!("make {name}: {e}"));
-    file.into()
 }
 
 /// An interface as one sees it who writes whole frames.
