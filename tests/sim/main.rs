@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(missing_docs, reason = "the fields are the scenario's words")]
 
+mod bound;
 mod clock;
 mod dns;
 mod fair;
