@@ -203,6 +203,7 @@ rows! {
     SYS_getpid Always ANY, "glibc: raise, abort";
     SYS_gettid Always ANY, "glibc: raise, abort; std: a panic";
     SYS_getcwd Always ANY, "std: a panic's trace, where RUST_BACKTRACE asks for it";
+    SYS_lseek Always ANY, "std: such a trace reads files to their end";
     SYS_exit Always ANY, "glibc: a thread ends";
     SYS_exit_group Always ANY, "the end";
     SYS_clock_gettime Always ANY, "std, where the vDSO cannot tell the time";
