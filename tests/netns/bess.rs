@@ -58,9 +58,13 @@ fn a_kernel_behind_the_socket() {
     let guest = bed.guest();
     let (mut ready, theirs) = pipe();
     let path = bed.dir.path("socket");
-    let mut proc = slirp(&bed, &format!("-6 --enable-seccomp -r {}", theirs.as_raw_fd()), &path)
-        .keep(&theirs)
-        .start();
+    let mut proc = slirp(
+        &bed,
+        &format!("-6 --enable-seccomp --enable-sandbox -r {}", theirs.as_raw_fd()),
+        &path,
+    )
+    .keep(&theirs)
+    .start();
     drop(theirs);
     proc.wait_for("Waiting for connection");
     let wire = format!("UNIX-CONNECT:{},type=5", path.display());
