@@ -262,6 +262,12 @@ fn accepted_sockets_inherit_what_the_listener_has() {
 #[test]
 fn a_port_is_free_when_its_forward_has_ended_and_connections_go_on() {
     belief(|| {
+        // Other tests start programs: from fork to exec, these have every descriptor of ours, and with it the port.
+        if let Some(verdict) =
+            in_own_process("a_port_is_free_when_its_forward_has_ended_and_connections_go_on")
+        {
+            return verdict;
+        }
         let bed = Bed::new(2);
         let (server, guest) = bed.serve(Ipv4Addr::UNSPECIFIED.into());
         for round in 0..20 {
@@ -386,12 +392,8 @@ fn resident() -> usize {
 #[test]
 fn no_descriptor_left_is_waited_out() {
     belief(|| {
-        if std::env::var_os(ALONE).is_none() {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            let name = "forward::no_descriptor_left_is_waited_out";
-            command.args(["--exact", name, "--nocapture"]).env(ALONE, "1");
-            assert!(command.status().unwrap().success());
-            return "in a process of its own".into();
+        if let Some(verdict) = in_own_process("no_descriptor_left_is_waited_out") {
+            return verdict;
         }
         let bed = Bed::new(1);
         let (server, guest) = bed.serve(Ipv4Addr::UNSPECIFIED.into());
@@ -431,6 +433,17 @@ fn no_descriptor_left_is_waited_out() {
 }
 
 const ALONE: &str = "RINGTAP_PLATFORM_ALONE";
+
+/// Runs a test of this file again, alone in a process; `None`: that is this one.
+fn in_own_process(test: &str) -> Option<String> {
+    if std::env::var_os(ALONE).is_some() {
+        return None;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("forward::{test}"), "--nocapture"]).env(ALONE, "1");
+    assert!(command.status().unwrap().success());
+    Some("in a process of its own".into())
+}
 
 fn pause(time: Duration) {
     thread::sleep(time);
