@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use super::sock::{self, Sock};
 use super::submit;
 use super::team::{Connection, Posted};
+use super::token::Token;
 use super::{ForwardedPort, InFlight, Worker};
 use crate::config::ForwardId;
 use crate::flow::{Errno, FlowId};
@@ -72,6 +73,11 @@ impl Drop for Counted {
 }
 
 impl Listeners {
+    /// The accepts that are in flight.
+    pub(super) fn accepts(&self) -> impl Iterator<Item = Token> {
+        self.all.indices().map(Token::Accept)
+    }
+
     pub(super) fn new() -> Self {
         Self { all: InFlight::new(), stalled: Vec::new(), retry_at: None, leaving: VecDeque::new() }
     }

@@ -76,6 +76,7 @@ use ring::{BufRing, Ring};
 use sock::Sock;
 use submit::Scratch;
 use team::{Frames, Team};
+use token::Token;
 
 pub use ring::OLDEST_KERNEL;
 
@@ -405,7 +406,12 @@ impl Worker {
             self.trim();
             self.handle_requests()?;
             if self.stopped {
-                self.ring.cancel_all();
+                let socks = self.socks.iter().zip(0..).filter_map(|(sock, index)| {
+                    let sock = sock.as_ref()?;
+                    let flow = FlowId { index, generation: sock.generation };
+                    Some(sock.ops().map(move |op| Token::Sock(op, flow)))
+                });
+                self.ring.cancel_all(socks.flatten().chain(self.listeners.accepts()));
                 return Ok(());
             }
             self.take_over();
@@ -569,6 +575,11 @@ impl<T> InFlight<T> {
     /// One past the highest index in use ever.
     fn places(&self) -> u32 {
         self.items.len() as u32
+    }
+
+    /// Those in use.
+    fn indices(&self) -> impl Iterator<Item = u32> {
+        self.items.iter().zip(0..).filter(|(item, _)| item.is_some()).map(|(_, index)| index)
     }
 
     fn is_full(&self) -> bool {

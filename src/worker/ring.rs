@@ -16,6 +16,7 @@ use io_uring::register::Restriction;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
+use super::token::Token;
 use crate::arena::{Arena, Slot};
 use crate::limits::{CQ_ENTRIES, SQ_ENTRIES};
 
@@ -170,12 +171,27 @@ impl Ring {
         self.ring.completion().next()
     }
 
-    /// Cancels everything and waits for it, so that no buffer is written after this.
-    pub(super) fn cancel_all(&mut self) {
+    /// Cancels everything and waits for it, so that no buffer is written after this. `tokens`: as much of it as
+    /// can be named, since the kernel finds what has a name at once, and looks for each of the others from the start.
+    pub(super) fn cancel_all(&mut self, tokens: impl Iterator<Item = Token>) {
+        for token in tokens {
+            let entry =
+                opcode::AsyncCancel::new(token.pack()).build().user_data(Token::Cancel.pack());
+            // SAFETY: a cancellation names no memory.
+            if unsafe { self.push(&entry) }.is_err() {
+                break;
+            }
+        }
+        self.take_all();
         let _ =
             self.ring.submitter().register_sync_cancel(None, io_uring::types::CancelBuilder::any());
         // A request lets go of its file when its completion is made, which is our thread's work. Left to
         // the kernel's clean-up of the ring, the TAP would outlive the program by some milliseconds.
+        self.take_all();
+    }
+
+    /// Takes completions as long as there are any at once, and forgets them.
+    fn take_all(&mut self) {
         while self.turn(Some(Duration::ZERO)).is_ok() && self.completion().is_some() {
             while self.completion().is_some() {}
         }

@@ -114,6 +114,12 @@ impl Sock {
         self.ops & op as u8 != 0
     }
 
+    /// What is in flight, but for sends of datagrams.
+    pub(super) fn ops(&self) -> impl Iterator<Item = Op> + use<> {
+        let ops = self.ops;
+        Op::ALL.into_iter().filter(move |&op| ops & op as u8 != 0)
+    }
+
     /// Whether nothing is in flight.
     pub(super) fn quiet(&self) -> bool {
         self.ops == 0 && self.sends == 0

@@ -414,10 +414,22 @@ impl Worker {
             self.finish_close(flow);
             return Ok(());
         }
-        let cancel = types::CancelBuilder::fd(types::Fd(sock.raw())).all();
-        let entry = opcode::AsyncCancel2::new(cancel).build().user_data(Token::Cancel.pack());
-        // SAFETY: a cancellation names no memory.
-        unsafe { self.ring.push(&entry) }
+        // The kernel finds an operation by its token at once; by its descriptor it looks through all that are in flight.
+        // So only where there are sends of datagrams, which are many, and over soon.
+        if sock.sends > 0 {
+            let cancel = types::CancelBuilder::fd(types::Fd(sock.raw())).all();
+            let entry = opcode::AsyncCancel2::new(cancel).build().user_data(Token::Cancel.pack());
+            // SAFETY: a cancellation names no memory.
+            return unsafe { self.ring.push(&entry) };
+        }
+        for op in sock.ops() {
+            let entry = opcode::AsyncCancel::new(Token::Sock(op, flow).pack())
+                .build()
+                .user_data(Token::Cancel.pack());
+            // SAFETY: a cancellation names no memory.
+            unsafe { self.ring.push(&entry) }?;
+        }
+        Ok(())
     }
 
     /// Closes a socket with nothing in flight, and tells the core.

@@ -54,6 +54,19 @@ pub(super) enum Op {
     ErrQueue = 64,
 }
 
+impl Op {
+    /// All of them.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Connect,
+        Self::Send,
+        Self::Recv,
+        Self::PollOut,
+        Self::PollError,
+        Self::Data,
+        Self::ErrQueue,
+    ];
+}
+
 const TAP_READ: u8 = 128;
 const TAP_WRITE: u8 = 129;
 const WAKE: u8 = 130;
@@ -118,9 +131,7 @@ mod tests {
     #[test]
     fn round_trip() {
         let id = FlowId { index: 0xab_cdef, generation: 0xdead_beef };
-        let ops =
-            [Op::Connect, Op::Send, Op::Recv, Op::PollOut, Op::PollError, Op::Data, Op::ErrQueue];
-        let mut tokens: Vec<_> = ops.map(|op| Token::Sock(op, id)).into();
+        let mut tokens: Vec<_> = Op::ALL.map(|op| Token::Sock(op, id)).into();
         tokens.extend([Token::TapRead, Token::TapWrite(7), Token::Wake, Token::Cancel]);
         tokens.extend([Token::Frames, Token::Bell(7), Token::Accept(9)]);
         tokens.push(Token::DgramSend { index: 0xff_ffff, part: 3 });
