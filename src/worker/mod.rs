@@ -411,7 +411,8 @@ impl Worker {
                     let flow = FlowId { index, generation: sock.generation };
                     Some(sock.ops().map(move |op| Token::Sock(op, flow)))
                 });
-                self.ring.cancel_all(socks.flatten().chain(self.listeners.accepts()));
+                let tokens = socks.flatten().chain(self.listeners.accepts());
+                self.ring.cancel_all(tokens.map(Token::pack));
                 return Ok(());
             }
             self.take_over();

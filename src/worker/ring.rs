@@ -16,7 +16,6 @@ use io_uring::register::Restriction;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use super::token::Token;
 use crate::arena::{Arena, Slot};
 use crate::limits::{CQ_ENTRIES, SQ_ENTRIES};
 
@@ -171,12 +170,12 @@ impl Ring {
         self.ring.completion().next()
     }
 
-    /// Cancels everything and waits for it, so that no buffer is written after this. `tokens`: as much of it as
-    /// can be named, since the kernel finds what has a name at once, and looks for each of the others from the start.
-    pub(super) fn cancel_all(&mut self, tokens: impl Iterator<Item = Token>) {
-        for token in tokens {
-            let entry =
-                opcode::AsyncCancel::new(token.pack()).build().user_data(Token::Cancel.pack());
+    /// Cancels everything and waits for it, so that no buffer is written after this. `names`: the
+    /// `user_data` of as much of it as is known, since the kernel finds what has a name at once, and looks for each of the
+    /// others from the start.
+    pub(super) fn cancel_all(&mut self, names: impl Iterator<Item = u64>) {
+        for name in names {
+            let entry = opcode::AsyncCancel::new(name).build();
             // SAFETY: a cancellation names no memory.
             if unsafe { self.push(&entry) }.is_err() {
                 break;
