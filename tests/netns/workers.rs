@@ -119,9 +119,9 @@ fn fragments_reach_the_mapping() {
         let to = peer.local_addr().expect("an address");
         let mut buf = vec![0; 10_000];
         let mut seen = HashSet::new();
-        // A port for each try: some are with each worker.
-        for i in 0..16u8 {
-            let client = guest.ns.udp(guest.addr(family));
+        // A port for each try, and none twice: some are with each worker.
+        let clients: Vec<_> = (0..16).map(|_| guest.ns.udp(guest.addr(family))).collect();
+        for (i, client) in (0u8..).zip(&clients) {
             let mut from = HashSet::new();
             for len in [10, 5000, 9000] {
                 client.send_to(&vec![i; len], to).expect("send");
