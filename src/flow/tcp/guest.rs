@@ -1,23 +1,21 @@
-//! The guest-facing endpoint: its segments in, and the host-to-guest direction.
+//! The host-to-guest direction: what the host says, written to the guest as its window allows.
 
 use smoltcp::wire::TcpControl;
 
 use super::super::key::FlowKey;
 use super::super::{Action, Ctx, Errno, FlowId, Received};
 use super::host::ToHost;
+use super::retained::Retained;
 use super::segment::{self, Header, Segment, before};
 use super::{End, Phase, TcpFlow, ask};
 use crate::arena::{Chain, Slot};
 use crate::frame::Mac;
 use crate::limits::{
-    ACK_DELAY, BLOCK_BYTES, BLOCKS_MAX, ETH_LEN, HEADROOM, IP_LEN_MAX, PIECE_BYTES, PIECES_MAX,
-    PROBE_MAX, RECV_SLOTS, RETRIES_MAX, RTO_MAX, RTO_MIN, SLOTS_MAX, STALL, UNACKED_MAX, VNET_LEN,
+    ACK_DELAY, BLOCKS_MAX, ETH_LEN, IP_LEN_MAX, PROBE_MAX, RECV_SLOTS, RETRIES_MAX, RTO_MAX,
+    RTO_MIN, SLOTS_MAX, UNACKED_MAX, VNET_LEN,
 };
-use crate::stats::Drop;
 use crate::time::{Millis, Time};
 
-/// Payload a small slot holds behind room for headers.
-const BLOCK_PAYLOAD: usize = BLOCK_BYTES - HEADROOM;
 /// Unacknowledged bytes a new flow may have; grows as the guest acknowledges.
 const QUOTA_INITIAL: u32 = 256 << 10;
 /// Receive again this long after the large slots ran out.
@@ -51,8 +49,8 @@ pub(super) struct ToGuest {
     arrived: Chain,
     /// The socket held more when it was last received from.
     more: bool,
-    /// Written, not acknowledged, in order; range: payload.
-    unacked: Chain,
+    /// Written, not acknowledged.
+    retained: Retained,
     receiving: bool,
     /// The socket is watched for errors.
     watching: bool,
@@ -69,8 +67,6 @@ pub(super) struct ToGuest {
     /// A probe (an ACK with an old sequence number) is to be sent.
     pub(super) probe: bool,
     probe_shift: u8,
-    /// Bytes before `mark.0` are unacknowledged since `mark.1`.
-    mark: Option<(u32, Time)>,
 }
 
 /// Our FIN to the guest.
@@ -111,7 +107,7 @@ impl ToGuest {
             quota: QUOTA_INITIAL,
             arrived: Chain::new(),
             more: false,
-            unacked: Chain::new(),
+            retained: Retained::new(),
             receiving: false,
             watching: false,
             again_at: None,
@@ -123,7 +119,6 @@ impl ToGuest {
             resend: false,
             probe: false,
             probe_shift: 0,
-            mark: None,
         }
     }
 
@@ -187,10 +182,10 @@ impl ToGuest {
 
     /// The guest is gone: nothing is kept for it, and no timer runs.
     pub(super) fn abandon(&mut self) {
-        self.unacked = Chain::new();
+        self.retained = Retained::new();
         self.arrived = Chain::new();
         self.una = self.next;
-        (self.rto_at, self.mark, self.again_at) = (None, None, None);
+        (self.rto_at, self.again_at) = (None, None);
     }
 
     pub(super) fn take_resend(&mut self) -> bool {
@@ -222,11 +217,9 @@ impl ToGuest {
         to_host: &mut ToHost,
     ) {
         if self.take_resend() {
-            if self.unacked.front().is_some_and(|slot| slot.seq == self.una) {
-                if let Some(slot) = self.unacked.pop_front() {
-                    ctx.stats.retransmits += 1;
-                    write(ctx, id, key, mac, mss, to_host, slot);
-                }
+            if let Some(slot) = self.retained.take(self.una) {
+                ctx.stats.retransmits += 1;
+                write(ctx, id, key, mac, mss, to_host, slot);
             } else if self.fin == Fin::Sent && self.una == self.next.wrapping_sub(1) {
                 self.fin = Fin::Again;
             }
@@ -237,9 +230,7 @@ impl ToGuest {
                 self.start_timer(ctx.now);
             }
             self.next = self.next.wrapping_add(slot.len() as u32);
-            if self.mark.is_none() {
-                self.mark = Some((self.next, ctx.now));
-            }
+            self.retained.note_write(self.next, ctx.now);
             write(ctx, id, key, mac, mss, to_host, slot);
         }
         if self.receiving || self.again_at.is_some_and(|at| at > ctx.now) {
@@ -272,7 +263,7 @@ impl ToGuest {
         let flight = self.next.wrapping_sub(self.una);
         if flight > 0 {
             // Flows share the pools: who already has much waits while they are short.
-            let large = ctx.pools.large.available() < SLOTS_MAX / 4 && self.unacked.slots() > 1;
+            let large = ctx.pools.large.available() < SLOTS_MAX / 4 && self.retained.slots() > 1;
             if large || ctx.pools.small.available() < BLOCKS_MAX / 8 {
                 return 0;
             }
@@ -304,40 +295,17 @@ impl ToGuest {
     /// A frame has been written: its bytes wait for the guest's ACK.
     fn written(&mut self, ctx: &mut Ctx<'_>, mut slot: Slot, headers: usize) {
         slot.trim_front(headers);
-        let end = slot.seq.wrapping_add(slot.len() as u32);
-        if !before(self.una, end) {
-            return;
-        }
-        if before(slot.seq, self.una) {
-            slot.trim_front(self.una.wrapping_sub(slot.seq) as usize);
-            slot.seq = self.una;
-        }
-        // Most are acknowledged within a turn or two. Where many flows keep a little each, the large
-        // slots get short, and a small piece moves at once; otherwise after STALL.
-        if slot.capacity() > BLOCK_BYTES
-            && slot.len() <= BLOCK_PAYLOAD
-            && ctx.pools.large.available() < SLOTS_MAX / 2
-            && let Some(block) = copy(ctx, slot.bytes(), slot.seq)
-        {
-            slot = block;
-        } else if slot.capacity() > BLOCK_BYTES && self.mark.is_none() {
-            // Written again, or under way while the others moved.
-            self.mark = Some((self.next, ctx.now));
-        }
-        if self.unacked.front().is_some_and(|front| before(slot.seq, front.seq)) {
-            self.unacked.push_front(slot);
-        } else {
-            self.unacked.push_back(slot);
-        }
-        // A host that speaks in single bytes must not cost a slot for each.
-        let pieces = self.unacked.slots();
-        if pieces >= PIECES_MAX && self.unacked.bytes() < pieces as u32 * PIECE_BYTES {
-            self.compact(ctx);
-        }
+        self.retained.keep(ctx, slot, self.una, self.next);
     }
 
     /// Takes an ACK and a window. False: it acknowledges what was never sent.
-    fn acknowledge(&mut self, ctx: &Ctx<'_>, segment: &Segment, ack: u32, len: usize) -> bool {
+    pub(super) fn acknowledge(
+        &mut self,
+        ctx: &Ctx<'_>,
+        segment: &Segment,
+        ack: u32,
+        len: usize,
+    ) -> bool {
         if before(self.next, ack) {
             return false;
         }
@@ -352,23 +320,9 @@ impl ToGuest {
             self.quota = self.quota.saturating_add(n).min(UNACKED_MAX);
             self.retries = 0;
             self.dups = 0;
-            while let Some(front) = self.unacked.front() {
-                let end = front.seq.wrapping_add(front.len() as u32);
-                if before(ack, end) {
-                    if before(front.seq, ack)
-                        && let Some(mut slot) = self.unacked.pop_front()
-                    {
-                        slot.trim_front(ack.wrapping_sub(slot.seq) as usize);
-                        slot.seq = ack;
-                        self.unacked.push_front(slot);
-                    }
-                    break;
-                }
-                drop(self.unacked.pop_front());
-            }
+            self.retained.acknowledge(ack, self.next, ctx.now);
             if ack == self.next {
                 self.rto_at = None;
-                self.mark = None;
                 self.recover = None;
                 self.resend = false;
                 if matches!(self.fin, Fin::Sent | Fin::Again) {
@@ -376,9 +330,6 @@ impl ToGuest {
                 }
             } else {
                 self.start_timer(ctx.now);
-                if self.mark.is_some_and(|(seq, _)| !before(ack, seq)) {
-                    self.mark = Some((self.next, ctx.now));
-                }
                 if let Some(recover) = self.recover {
                     // A partial ACK: the next segment is lost too (RFC 6582 section 3.2).
                     if before(ack, recover) {
@@ -420,8 +371,8 @@ impl ToGuest {
     /// Retransmits what is due, at most `most` times.
     pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>, most: u8) -> Timeout {
         let now = ctx.now;
-        if self.stalled_at().is_some_and(|at| at <= now) {
-            self.compact(ctx);
+        if self.retained.stalled_at().is_some_and(|at| at <= now) {
+            self.retained.compact(ctx, self.next);
         }
         if self.rto_at.is_none_or(|at| at > now) || !self.outstanding() {
             return Timeout::GoOn;
@@ -439,83 +390,8 @@ impl ToGuest {
 
     pub(super) fn deadline(&self) -> Option<Time> {
         let rto = if self.outstanding() { self.rto_at } else { None };
-        [rto, self.stalled_at(), self.again_at].into_iter().flatten().min()
+        [rto, self.retained.stalled_at(), self.again_at].into_iter().flatten().min()
     }
-
-    fn stalled_at(&self) -> Option<Time> {
-        let (_, since) = self.mark?;
-        Some(since + STALL)
-    }
-
-    /// Moves unacknowledged bytes from large slots to small ones, and small pieces together.
-    fn compact(&mut self, ctx: &mut Ctx<'_>) {
-        self.mark = None;
-        let mut old = std::mem::take(&mut self.unacked);
-        // The block that fills.
-        let mut last: Option<Slot> = None;
-        let mut short = false;
-        while let Some(mut slot) = old.pop_front() {
-            if let Some(block) = &mut last {
-                let joined = join(ctx, block, &slot);
-                slot.trim_front(joined);
-                slot.seq = slot.seq.wrapping_add(joined as u32);
-                if slot.is_empty() {
-                    continue;
-                }
-            }
-            if let Some(block) = last.take() {
-                self.unacked.push_back(block);
-            }
-            if short || slot.capacity() <= BLOCK_BYTES {
-                last = Some(slot);
-                continue;
-            }
-            let blocks = slot.len().div_ceil(BLOCK_PAYLOAD) as u32;
-            short = ctx.pools.small.available() <= blocks + crate::limits::BLOCKS_RESERVED;
-            if short {
-                // Once more later: what is never acknowledged must not pin large slots.
-                self.mark = Some((self.next, ctx.now));
-                self.unacked.push_back(slot);
-                continue;
-            }
-            let mut seq = slot.seq;
-            for part in slot.bytes().chunks(BLOCK_PAYLOAD) {
-                if let Some(block) = copy(ctx, part, seq)
-                    && let Some(full) = last.replace(block)
-                {
-                    self.unacked.push_back(full);
-                }
-                seq = seq.wrapping_add(part.len() as u32);
-            }
-        }
-        if let Some(block) = last {
-            self.unacked.push_back(block);
-        }
-    }
-}
-
-/// Copies as much of a piece as fits to the end of the small slot with the bytes before it; how much that was.
-fn join(ctx: &mut Ctx<'_>, block: &mut Slot, piece: &Slot) -> usize {
-    let (off, len) = (block.offset(), block.len());
-    let follows = block.seq.wrapping_add(len as u32) == piece.seq;
-    if !follows || block.capacity() > BLOCK_BYTES {
-        return 0;
-    }
-    let n = piece.len().min(block.capacity() - off - len);
-    block.set_range(off, len + n);
-    block.bytes_mut()[len..].copy_from_slice(&piece.bytes()[..n]);
-    ctx.stats.copied_bytes += n as u64;
-    n
-}
-
-/// Payload in a small slot of its own, behind headroom.
-fn copy(ctx: &mut Ctx<'_>, payload: &[u8], seq: u32) -> Option<Slot> {
-    let mut block = ctx.block()?;
-    block.set_range(HEADROOM, payload.len());
-    block.bytes_mut().copy_from_slice(payload);
-    block.seq = seq;
-    ctx.stats.copied_bytes += payload.len() as u64;
-    Some(block)
 }
 
 /// Writes a data segment, which carries the newest ACK and window; the slot comes back.
@@ -542,111 +418,6 @@ fn write(
 }
 
 impl TcpFlow {
-    /// A segment of the guest; the slot's range is its payload.
-    pub fn handle_segment(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        key: &FlowKey,
-        segment: &Segment,
-        slot: Slot,
-    ) {
-        let expected = self.to_host.ack_number_received();
-        match self.phase {
-            Phase::Ended(_) => return,
-            Phase::Gone => {
-                // The ports are taken anew; the guest's SYN comes again.
-                if segment.syn {
-                    self.phase = Phase::Ended(End::Silent);
-                }
-                return;
-            }
-            Phase::Connecting => {
-                // A RST for our (not yet sent) SYN-ACK, or a SYN of another try: over.
-                let other = segment.syn && segment.seq.wrapping_add(1) != expected;
-                if other || (segment.rst && segment.seq == expected) {
-                    self.phase = Phase::Ended(End::Silent);
-                }
-                return;
-            }
-            Phase::Asking => return ctx.stats.drop(Drop::OutOfWindow),
-            Phase::Syn { .. } => return self.handle_answer(ctx, key, segment),
-            Phase::SynAck { .. } | Phase::Open => {}
-        }
-        if segment.rst {
-            // RFC 5961 section 3.2: exact, or challenged. A guest that answers a challenge takes its
-            // number from our ACK, which may lie before what is held.
-            let acked = self.to_host.acked();
-            if !before(segment.seq, acked) && !before(expected, segment.seq) {
-                self.phase = if self.to_host.all_taken() && !self.to_host.finished() {
-                    self.to_guest.abandon();
-                    Phase::Gone
-                } else {
-                    Phase::Ended(End::Silent)
-                };
-            } else if before(expected, segment.seq) && before(segment.seq, self.to_host.edge()) {
-                self.ack_owed = true;
-            }
-            return;
-        }
-        if segment.syn {
-            match self.phase {
-                Phase::SynAck { .. } if segment.seq.wrapping_add(1) == expected => {
-                    self.phase = Phase::SynAck { sent: false };
-                }
-                Phase::SynAck { .. } => self.phase = Phase::Ended(End::Silent),
-                // Also our own SYN's answer again, when the ACK of it was lost.
-                _ => self.ack_owed = true,
-            }
-            return;
-        }
-        let Some(ack) = segment.ack else { return ctx.stats.drop(Drop::Malformed) };
-        if before(self.to_host.edge(), segment.seq) {
-            self.ack_owed = true;
-            return ctx.stats.drop(Drop::OutOfWindow);
-        }
-        if let Phase::SynAck { sent } = self.phase {
-            if !sent || ack != self.to_guest.next {
-                return ctx.stats.drop(Drop::OutOfWindow);
-            }
-            self.phase = Phase::Open;
-        }
-        self.heard(ctx.now);
-        if !self.to_guest.acknowledge(ctx, segment, ack, slot.len()) {
-            self.ack_owed = true;
-            return ctx.stats.drop(Drop::OutOfWindow);
-        }
-        self.take_data(ctx, segment, slot, expected);
-    }
-
-    /// Cuts off what is old and what lies beyond the window, and accepts the rest.
-    fn take_data(&mut self, ctx: &mut Ctx<'_>, segment: &Segment, mut slot: Slot, expected: u32) {
-        let mut fin = segment.fin;
-        if slot.is_empty() && !fin {
-            // A keep-alive or window probe has an old number and wants an answer.
-            self.ack_owed |= segment.seq != expected;
-            return;
-        }
-        if before(expected, segment.seq) {
-            // A gap: the duplicate ACK asks for what is missing.
-            self.ack_owed = true;
-            return ctx.stats.drop(Drop::OutOfWindow);
-        }
-        let old = expected.wrapping_sub(segment.seq) as usize;
-        if old >= slot.len() + usize::from(fin) || self.to_host.fin_seen() {
-            self.ack_owed = true;
-            return;
-        }
-        slot.trim_front(old);
-        let room = (self.to_host.edge().wrapping_sub(expected) as i32).max(0) as usize;
-        if slot.len() > room {
-            slot.truncate(room);
-            fin = false;
-            self.ack_owed = true;
-            ctx.stats.drop(Drop::OutOfWindow);
-        }
-        self.to_host.accept(ctx, slot, fin);
-    }
-
     /// A data segment has been written.
     pub fn handle_written(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, slot: Slot) {
         if self.phase == Phase::Gone {

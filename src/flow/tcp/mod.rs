@@ -8,7 +8,7 @@
 //! ever loses and never congests, so there is no congestion window, no SACK and no timestamp; there
 //! are sequence numbers, windows, retransmission for the rare loss, and the four ways to end.
 //!
-//! **Guest to host** (`host`). A segment in sequence is *held*, in the slot the TAP read filled. One send
+//! **Guest to host** (`arrival`, `host`). A segment in sequence is *held*, in the slot the TAP read filled. One send
 //! is under way at a time; it takes up to [`SEND_SLOTS`] held slots. What the host's kernel has taken is
 //! *taken*, and acknowledged, once per turn. When the socket is full, held bytes wait; those that have
 //! waited for [`STALL`] are copied to the *backlog* (small slots) and are taken then, so that neither the guest's
@@ -16,9 +16,9 @@
 //! use, shrinks by the backlog, and its right edge never retreats. Bytes out of order are dropped with a
 //! duplicate ACK: the wire does not reorder.
 //!
-//! **Host to guest** (`guest`). A receive is asked for only as large as the guest's window has room, so
+//! **Host to guest** (`guest`, `retained`). A receive is asked for only as large as the guest's window has room, so
 //! what arrives can be written at once, headers in front, cut by the guest's kernel (GSO). The slot comes back
-//! from the write and is *unacked* until the guest acknowledges it; small ones, and those that wait for
+//! from the write and is *retained* until the guest acknowledges it; small ones, and those that wait for
 //! [`STALL`], move to small slots. Three duplicate ACKs or the timer send the oldest again. At zero window
 //! nothing is received, but the socket is watched for errors, and the guest is probed.
 //!
@@ -30,10 +30,12 @@
 //!
 //! **Ends** (`close`): FIN is carried each way after the data before it, RST at once; see there.
 
+mod arrival;
 mod close;
 mod guest;
 mod open;
 mod host;
+mod retained;
 mod segment;
 
 use smoltcp::wire::TcpControl;
