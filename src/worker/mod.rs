@@ -34,6 +34,7 @@ mod cmsg;
 mod complete;
 mod dgram;
 mod forward;
+mod in_flight;
 mod outbound;
 mod packets;
 mod ring;
@@ -70,6 +71,7 @@ use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
 use dgram::{Heads, Sending};
 use forward::Listeners;
+use in_flight::InFlight;
 use outbound::Interfaces;
 use packets::Packets;
 use ring::{BufRing, Ring};
@@ -542,74 +544,5 @@ pub fn random() -> io::Result<u64> {
     getrandom::u64().map_err(io::Error::from)
 }
 
-/// Things that wait for a completion, by a small index.
-#[derive(Debug)]
-struct InFlight<T> {
-    items: Vec<Option<T>>,
-    free: Vec<u32>,
-}
-
-impl<T> InFlight<T> {
-    fn new() -> Self {
-        Self { items: Vec::with_capacity(64), free: Vec::with_capacity(64) }
-    }
-
-    fn put(&mut self, item: T) -> u32 {
-        if let Some(index) = self.free.pop() {
-            self.items[index as usize] = Some(item);
-            return index;
-        }
-        self.items.push(Some(item));
-        self.items.len() as u32 - 1
-    }
-
-    fn get(&mut self, index: u32) -> Option<&mut T> {
-        self.items.get_mut(index as usize)?.as_mut()
-    }
-
-    fn take(&mut self, index: u32) -> Option<T> {
-        let item = self.items.get_mut(index as usize)?.take()?;
-        self.free.push(index);
-        Some(item)
-    }
-
-    /// One past the highest index in use ever.
-    fn places(&self) -> u32 {
-        self.items.len() as u32
-    }
-
-    /// Those in use.
-    fn indices(&self) -> impl Iterator<Item = u32> {
-        self.items.iter().zip(0..).filter(|(item, _)| item.is_some()).map(|(_, index)| index)
-    }
-
-    fn is_full(&self) -> bool {
-        self.items.len() - self.free.len() >= 1 << 20
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What control hears of a worker that does this.
-    fn last_word(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Option<Notice> {
-        let (notices, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        let word = LastWord { notices, me: 3, result: None };
-        let _ = thread::spawn(move || word.after(work)).join();
-        heard.blocking_recv()
-    }
-
-    #[test]
-    fn however_a_worker_ends_it_says_so() {
-        assert!(matches!(last_word(|| Ok(())), Some(Notice::Ended(3, Ok(())))));
-        let Some(Notice::Ended(3, Err(e))) = last_word(|| Err(io::Error::other("gone"))) else {
-            panic!("no word of an error");
-        };
-        assert_eq!(e.to_string(), "gone");
-        let Some(Notice::Ended(3, Err(e))) = last_word(|| panic!("as a test")) else {
-            panic!("no word of a panic");
-        };
-        assert!(e.to_string().contains("panic"), "{e}");
-    }
-}
+mod tests;
