@@ -307,10 +307,9 @@ pub(super) fn refused(ctx: &mut Ctx<'_>) {
 mod tests {
     use super::*;
     use crate::arena::{Pools, Slot};
-    use crate::config::NetConfig;
-    use crate::flow::{Action, Actions, DgramError, Errno};
+    use crate::flow::testing::Around;
+    use crate::flow::{Action, DgramError, Errno};
     use crate::frame::{self, L3, vnet};
-    use crate::stats::Stats;
     use crate::time::Time;
 
     const GUEST_MAC: Mac = [2, 0, 0, 0, 0, 9];
@@ -318,17 +317,9 @@ mod tests {
 
     /// Runs `f` with a context and yields the frames it has written.
     fn written(f: impl FnOnce(&mut Ctx<'_>)) -> Vec<Slot> {
-        let (net, pools) = (NetConfig::native(), Pools::new().unwrap());
-        let (mut actions, mut stats) = (Actions::new(), Stats::default());
-        f(&mut Ctx {
-            net: &net,
-            pools: &pools,
-            actions: &mut actions,
-            stats: &mut stats,
-            now: Time(0),
-            guest_mac: GUEST_MAC,
-        });
-        std::iter::from_fn(|| actions.pop())
+        let mut around = Around::new(GUEST_MAC, Time(0));
+        f(&mut around.ctx());
+        std::iter::from_fn(|| around.actions.pop())
             .map(|action| match action {
                 Action::TapWrite { slot, keep: None } => slot,
                 other => panic!("{other:?}"),
@@ -378,8 +369,8 @@ mod tests {
 
     #[test]
     fn quotes_what_came_and_clears_what_a_slot_held() {
-        let pools = Pools::new().unwrap();
-        let mut dirty = pools.small.take().unwrap();
+        let mut around = Around::new(GUEST_MAC, Time(0));
+        let mut dirty = around.pools.small.take().unwrap();
         dirty.set_range(0, dirty.capacity());
         dirty.bytes_mut().fill(0xaa);
         drop(dirty);
@@ -393,23 +384,8 @@ mod tests {
                 let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
                 let bytes = frame(src, dst, IpProtocol::Udp, &payload);
                 let (parsed, ip) = ip(&bytes);
-                let mut actions = Actions::new();
-                let net = NetConfig::native();
-                unreachable(
-                    &mut Ctx {
-                        net: &net,
-                        pools: &pools,
-                        actions: &mut actions,
-                        stats: &mut Stats::default(),
-                        now: Time(0),
-                        guest_mac: GUEST_MAC,
-                    },
-                    &parsed,
-                    &ip,
-                    &bytes,
-                    Unreachable::Net,
-                );
-                let Some(Action::TapWrite { slot, .. }) = actions.pop() else { panic!() };
+                unreachable(&mut around.ctx(), &parsed, &ip, &bytes, Unreachable::Net);
+                let Some(Action::TapWrite { slot, .. }) = around.actions.pop() else { panic!() };
                 let (from, message) = message(&[slot]);
                 assert_eq!(from, gateway.parse::<IpAddr>().unwrap());
                 assert_eq!((message[0], message[1], &message[4..8]), (kind, code, &[0; 4][..]));

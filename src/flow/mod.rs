@@ -26,6 +26,8 @@ pub mod ping;
 mod places;
 pub mod table;
 pub mod tcp;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod timers;
 pub mod udp;
 

@@ -189,13 +189,11 @@ impl PingFlow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::Pools;
-    use crate::config::NetConfig;
+    use crate::flow::Errno;
     use crate::flow::key::Proto;
-    use crate::flow::{Actions, Errno};
+    use crate::flow::testing::Around;
     use crate::frame::{self, L3, checksum};
     use crate::limits::HEADROOM;
-    use crate::stats::Stats;
 
     const ID: FlowId = FlowId { index: 3, generation: 1 };
     const MAC: Mac = [2, 0, 0, 0, 0, 9];
@@ -203,10 +201,7 @@ mod tests {
 
     /// One mapping with identifier 0x1234, and everything around it.
     struct Bed {
-        net: NetConfig,
-        pools: Pools,
-        actions: Actions,
-        stats: Stats,
+        around: Around,
         key: FlowKey,
         flow: PingFlow,
     }
@@ -219,38 +214,27 @@ mod tests {
         fn of(guest: &str) -> Self {
             let guest = SocketAddr::new(guest.parse().unwrap(), 0x1234);
             Self {
-                net: NetConfig::native(),
-                pools: Pools::new().unwrap(),
-                actions: Actions::new(),
-                stats: Stats::default(),
+                around: Around::new(MAC, Time(1000)),
                 key: FlowKey::guest_only(Proto::Ping, guest),
                 flow: PingFlow::new(MAC, &Room::new(9999, [1, 2])),
             }
         }
 
         fn slot(&self, message: &[u8]) -> Slot {
-            let mut slot = self.pools.large.take().unwrap();
+            let mut slot = self.around.pools.large.take().unwrap();
             slot.set_range(HEADROOM, message.len());
             slot.bytes_mut().copy_from_slice(message);
             slot
         }
 
         fn with<R>(&mut self, f: impl FnOnce(&mut PingFlow, &mut Ctx<'_>, &FlowKey) -> R) -> R {
-            let mut ctx = Ctx {
-                net: &self.net,
-                pools: &self.pools,
-                actions: &mut self.actions,
-                stats: &mut self.stats,
-                now: Time(1000),
-                guest_mac: MAC,
-            };
-            f(&mut self.flow, &mut ctx, &self.key)
+            f(&mut self.flow, &mut self.around.ctx(), &self.key)
         }
 
         fn request(&mut self, to: &str, host: &str, message: &[u8]) -> bool {
             let (slot, to, host) = (self.slot(message), at(to), at(host));
             self.with(|f, c, _| f.handle_echo(c, ID, MAC, to, host, slot, OPTS));
-            match self.actions.pop() {
+            match self.around.actions.pop() {
                 Some(Action::DgramSend { flow: ID, slot, to, opts: OPTS }) => {
                     assert_eq!((slot.bytes(), to), (message, host));
                     true
@@ -266,7 +250,9 @@ mod tests {
 
         /// Source and ICMP message of the frame that was written.
         fn written(&mut self) -> Option<(IpAddr, Vec<u8>)> {
-            let Action::TapWrite { slot, keep: None } = self.actions.pop()? else { panic!() };
+            let Action::TapWrite { slot, keep: None } = self.around.actions.pop()? else {
+                panic!()
+            };
             let L3::Ip(ip) = frame::parse(slot.bytes()).unwrap().l3 else { panic!() };
             let message = slot.bytes()[ip.start..ip.end].to_vec();
             let acc = match Pair::new(ip.src, ip.dst).unwrap() {
@@ -313,14 +299,14 @@ mod tests {
         for cut in 0..8 {
             assert_eq!(bed.reply("198.51.100.7", &reply[..cut]), None);
         }
-        assert_eq!(bed.stats.dropped(Drop::Malformed), 8);
+        assert_eq!(bed.around.stats.dropped(Drop::Malformed), 8);
         // An extended echo reply, and a stranger.
         assert_eq!(bed.reply("198.51.100.7", &[43, 0, 0, 0, 9, 9, 0, 1]), None);
         assert_eq!(bed.reply("198.51.100.8", &reply), None);
-        assert_eq!(bed.stats.dropped(Drop::Unsolicited), 1);
+        assert_eq!(bed.around.stats.dropped(Drop::Unsolicited), 1);
         assert!(bed.reply("198.51.100.7", &reply).is_some());
         assert!(!bed.request("198.51.100.7", "198.51.100.7", &reply[..7]));
-        assert_eq!(bed.pools.large.lent(), 0);
+        assert_eq!(bed.around.pools.large.lent(), 0);
     }
 
     #[test]
@@ -362,7 +348,7 @@ mod tests {
         assert!(bed.request("198.51.100.7", "198.51.100.7", &[8, 0, 0, 0, 9, 9, 0, 1]));
         let next = bed.event(DgramEvent::Failed(Errno(libc::EACCES)));
         assert_eq!((next, bed.written()), (Next::Close { reset: false }, None));
-        assert_eq!(bed.stats.dropped(Drop::HostRefused), 1);
+        assert_eq!(bed.around.stats.dropped(Drop::HostRefused), 1);
     }
 
     #[test]

@@ -1,13 +1,11 @@
 //! One mapping on a bench.
 
 use super::*;
-use crate::arena::Pools;
-use crate::config::NetConfig;
+use crate::flow::Errno;
 use crate::flow::key::Proto;
-use crate::flow::{Actions, Errno};
+use crate::flow::testing::Around;
 use crate::frame::{self, Ip, L3, vnet};
 use crate::limits::{HEADROOM, UDP_PEERS_MAX};
-use crate::stats::Stats;
 use smoltcp::wire::IpProtocol;
 
 const ID: FlowId = FlowId { index: 3, generation: 1 };
@@ -16,11 +14,7 @@ const OPTS: SendOpts = SendOpts { ttl: 64, tos: 0x28, df: true, segment: 0 };
 
 /// One mapping of 10.0.2.100:5000, and everything around it.
 struct Bed {
-    net: NetConfig,
-    pools: Pools,
-    actions: Actions,
-    stats: Stats,
-    now: Time,
+    around: Around,
     key: FlowKey,
     flow: UdpFlow,
 }
@@ -36,32 +30,20 @@ impl Bed {
 
     fn of(guest: &str) -> Self {
         Self {
-            net: NetConfig::native(),
-            pools: Pools::new().unwrap(),
-            actions: Actions::new(),
-            stats: Stats::default(),
-            now: Time(1000),
+            around: Around::new(MAC, Time(1000)),
             key: FlowKey::guest_only(Proto::Udp, at(guest)),
             flow: UdpFlow::new([0xff; 6], &Room::new(9999, [1, 2])),
         }
     }
 
     fn slot(&self, len: usize) -> Slot {
-        let mut slot = self.pools.large.take().unwrap();
+        let mut slot = self.around.pools.large.take().unwrap();
         slot.set_range(HEADROOM, len);
         slot
     }
 
     fn with<R>(&mut self, f: impl FnOnce(&mut UdpFlow, &mut Ctx<'_>, &FlowKey) -> R) -> R {
-        let mut ctx = Ctx {
-            net: &self.net,
-            pools: &self.pools,
-            actions: &mut self.actions,
-            stats: &mut self.stats,
-            now: self.now,
-            guest_mac: MAC,
-        };
-        f(&mut self.flow, &mut ctx, &self.key)
+        f(&mut self.flow, &mut self.around.ctx(), &self.key)
     }
 
     /// A datagram of the guest; what is sent to the host of it.
@@ -72,7 +54,7 @@ impl Bed {
             f.handle_datagram(c, ID, MAC, to, Route { host, via: Via::Own }, slot, opts)
         });
         assert!(matches!(next, Next::Live(Some(_))));
-        match self.actions.pop()? {
+        match self.around.actions.pop()? {
             Action::DgramSend { flow: ID, slot, to, opts } if to == host => {
                 assert_eq!(slot.len(), len);
                 Some(opts)
@@ -94,7 +76,7 @@ impl Bed {
     }
 
     fn written(&mut self) -> Option<Slot> {
-        match self.actions.pop()? {
+        match self.around.actions.pop()? {
             Action::TapWrite { slot, keep: None } => Some(slot),
             other => panic!("{other:?}"),
         }
@@ -128,12 +110,12 @@ fn other_endpoints_are_filtered() {
     for from in ["198.51.100.7:54", "198.51.100.8:53", "127.0.0.1:53", "[2001:db8::1]:53"] {
         assert!(bed.receive(from, 20).is_none(), "{from}");
     }
-    assert_eq!(bed.stats.dropped(Drop::Unsolicited), 4);
+    assert_eq!(bed.around.stats.dropped(Drop::Unsolicited), 4);
     // The same mapping serves another peer.
     bed.send("198.51.100.8:53", "198.51.100.8:53", 10, OPTS);
     assert!(bed.receive("198.51.100.8:53", 0).is_some());
     assert!(bed.receive("198.51.100.7:53", 0).is_some());
-    assert_eq!(bed.pools.large.lent(), 0);
+    assert_eq!(bed.around.pools.large.lent(), 0);
 }
 
 #[test]
@@ -180,7 +162,7 @@ fn runs_are_checked() {
     assert_eq!(sent(129, 1), None);
     assert_eq!(sent(65507, 511), None);
     assert_eq!(sent(65507, 512), Some((512, true)));
-    assert_eq!(bed.stats.dropped(Drop::Malformed), 2);
+    assert_eq!(bed.around.stats.dropped(Drop::Malformed), 2);
 }
 
 #[test]
@@ -204,7 +186,7 @@ fn a_ttl_of_zero_goes_nowhere() {
     let mut bed = Bed::new();
     let opts = SendOpts { ttl: 0, ..OPTS };
     assert_eq!(bed.send("198.51.100.7:7", "198.51.100.7:7", 10, opts), None);
-    assert_eq!(bed.stats.dropped(Drop::Malformed), 1);
+    assert_eq!(bed.around.stats.dropped(Drop::Malformed), 1);
 }
 
 fn error(to: &str, icmp: (u8, u8), offender: &str) -> DgramEvent {
@@ -272,7 +254,7 @@ fn a_refusal_is_told_unless_it_is_about_another_datagram() {
         let got = written.map(|slot| slot.bytes()[ip(&slot).start + 1]);
         assert_eq!(got, code, "{errno}");
     }
-    assert_eq!(bed.stats.dropped(Drop::HostRefused), 6);
+    assert_eq!(bed.around.stats.dropped(Drop::HostRefused), 6);
 }
 
 #[test]
@@ -292,14 +274,14 @@ fn no_socket_ends_the_mapping() {
 fn ends_when_idle() {
     let mut bed = Bed::new();
     bed.send("198.51.100.7:7", "198.51.100.7:7", 10, OPTS);
-    bed.now = bed.now + UDP_IDLE;
-    bed.now.0 -= 1;
+    bed.around.now = bed.around.now + UDP_IDLE;
+    bed.around.now.0 -= 1;
     let due = Time(1000) + UDP_IDLE;
     assert_eq!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(Some(due)));
     assert!(bed.receive("198.51.100.7:7", 1).is_some());
-    bed.now = due;
+    bed.around.now = due;
     assert!(matches!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(Some(_))));
-    bed.now = due + UDP_IDLE;
+    bed.around.now = due + UDP_IDLE;
     assert_eq!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Close { reset: false });
 }
 
@@ -307,17 +289,17 @@ fn ends_when_idle() {
 fn queries_end_within_seconds() {
     let mut bed = Bed::new();
     bed.send("198.51.100.7:53", "198.51.100.7:53", 10, OPTS);
-    bed.now = bed.now + UDP_DNS_IDLE;
-    bed.now.0 -= 1;
+    bed.around.now = bed.around.now + UDP_DNS_IDLE;
+    bed.around.now.0 -= 1;
     assert!(matches!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(_)));
     // An answer, and from then on silence.
     assert!(bed.receive("198.51.100.7:53", 1).is_some());
-    bed.now = bed.now + UDP_DNS_IDLE;
+    bed.around.now = bed.around.now + UDP_DNS_IDLE;
     assert_eq!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Close { reset: false });
     // A mapping that sends elsewhere as well is no resolver's.
     bed.send("198.51.100.7:123", "198.51.100.7:123", 10, OPTS);
     bed.send("198.51.100.7:53", "198.51.100.7:53", 10, OPTS);
-    bed.now = bed.now + UDP_DNS_IDLE;
+    bed.around.now = bed.around.now + UDP_DNS_IDLE;
     assert!(matches!(bed.with(|f, c, _| f.handle_timeout(c)), Next::Live(_)));
 }
 

@@ -3,15 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Reassembly;
-use crate::arena::{Pools, Slot};
+use crate::arena::Slot;
 use crate::config::NetConfig;
-use crate::flow::{Actions, Ctx};
+use crate::flow::Ctx;
+use crate::flow::testing::Around;
 use crate::frame::{self, Ip, L3};
 use crate::limits::{
     IP_LEN_MAX, RANGES_MAX, REASSEMBLIES_MAX, REASSEMBLY_RESERVED, REASSEMBLY_TIMEOUT, SLOTS_MAX,
 };
 use crate::stack::testing::*;
-use crate::stats::{Drop, Stats};
+use crate::stats::Drop;
 use crate::time::{Millis, Time};
 
 const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
@@ -19,40 +20,21 @@ const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
 
 /// Reassembly alone.
 struct Bench {
-    net: NetConfig,
-    pools: Pools,
-    actions: Actions,
-    stats: Stats,
-    now: Time,
+    around: Around,
     it: Reassembly,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self {
-            net: NetConfig::native(),
-            pools: Pools::new().unwrap(),
-            actions: Actions::new(),
-            stats: Stats::default(),
-            now: Time(0),
-            it: Reassembly::new(),
-        }
+        Self { around: Around::new(GUEST_MAC, Time(0)), it: Reassembly::new() }
     }
 
     fn with<R>(&mut self, f: impl FnOnce(&mut Reassembly, &mut Ctx<'_>) -> R) -> R {
-        let mut ctx = Ctx {
-            net: &self.net,
-            pools: &self.pools,
-            actions: &mut self.actions,
-            stats: &mut self.stats,
-            now: self.now,
-            guest_mac: GUEST_MAC,
-        };
-        f(&mut self.it, &mut ctx)
+        f(&mut self.it, &mut self.around.ctx())
     }
 
     fn send(&mut self, bytes: &[u8]) -> Option<(Slot, Ip)> {
-        let mut slot = self.pools.large.take().unwrap();
+        let mut slot = self.around.pools.large.take().unwrap();
         slot.set_range(0, bytes.len());
         slot.bytes_mut().copy_from_slice(bytes);
         let parsed = frame::parse(slot.bytes()).unwrap();
@@ -69,16 +51,16 @@ impl Bench {
     }
 
     fn bad(&self) -> u64 {
-        self.stats.dropped(Drop::BadFragment)
+        self.around.stats.dropped(Drop::BadFragment)
     }
 
     /// Datagrams that hold a slot.
     fn held(&self) -> u32 {
-        self.pools.large.lent()
+        self.around.pools.large.lent()
     }
 
     fn pass(&mut self, time: Millis) {
-        self.now = self.now + time;
+        self.around.now = self.around.now + time;
         self.with(|it, ctx| it.handle_timeout(ctx));
     }
 }
@@ -187,7 +169,7 @@ fn overlaps_condemn_the_datagram() {
             assert_eq!((bench.bad(), bench.held()), (3, 0), "{offset}+{len}");
             // Its name is free again after a while.
             bench.pass(REASSEMBLY_TIMEOUT);
-            assert_eq!(bench.stats.dropped(Drop::FragmentTimeout), 0, "counted already");
+            assert_eq!(bench.around.stats.dropped(Drop::FragmentTimeout), 0, "counted already");
             assert_eq!(bench.it.deadline(), None);
         }
     }
@@ -282,9 +264,9 @@ fn what_never_completes_times_out() {
     assert!(bench.part(2, 8, false, &[0; 16]).is_none());
     assert_eq!(bench.it.deadline(), Some(Time(0) + REASSEMBLY_TIMEOUT));
     bench.pass(Millis(REASSEMBLY_TIMEOUT.0 - 1001));
-    assert_eq!((bench.stats.dropped(Drop::FragmentTimeout), bench.held()), (0, 2));
+    assert_eq!((bench.around.stats.dropped(Drop::FragmentTimeout), bench.held()), (0, 2));
     bench.pass(Millis(1));
-    assert_eq!((bench.stats.dropped(Drop::FragmentTimeout), bench.held()), (1, 1));
+    assert_eq!((bench.around.stats.dropped(Drop::FragmentTimeout), bench.held()), (1, 1));
     // Fragments that keep coming do not keep it alive.
     assert!(bench.part(2, 24, false, &[0; 16]).is_none());
     bench.pass(Millis(1000));
@@ -295,7 +277,7 @@ fn what_never_completes_times_out() {
 fn the_number_of_datagrams_is_bounded_and_the_oldest_makes_room() {
     let mut bench = Bench::new();
     for id in 0..1000 {
-        bench.now = Time(id.into());
+        bench.around.now = Time(id.into());
         assert!(bench.part(id, 0, true, &[id as u8; 16]).is_none());
         assert!(bench.held() <= REASSEMBLIES_MAX as u32);
     }
@@ -318,10 +300,11 @@ fn gaps_are_bounded() {
 #[test]
 fn other_users_of_slots_come_first() {
     let mut bench = Bench::new();
-    let taken: Vec<Slot> =
-        (0..SLOTS_MAX - REASSEMBLY_RESERVED).map(|_| bench.pools.large.take().unwrap()).collect();
+    let taken: Vec<Slot> = (0..SLOTS_MAX - REASSEMBLY_RESERVED)
+        .map(|_| bench.around.pools.large.take().unwrap())
+        .collect();
     assert!(bench.part(1, 0, true, &[0; 16]).is_none());
-    assert_eq!(bench.stats.dropped(Drop::NoBuffer), 1);
+    assert_eq!(bench.around.stats.dropped(Drop::NoBuffer), 1);
     assert_eq!(bench.held() as usize, taken.len());
 }
 
@@ -431,7 +414,7 @@ fn the_stack_lets_the_time_run_out() {
 fn mangled_fragments_never_leak_what_the_guest_did_not_send() {
     // Old slots hold someone's payload.
     let mut bench = Bench::new();
-    let dirty: Vec<Slot> = (0..20).map(|_| bench.pools.large.take().unwrap()).collect();
+    let dirty: Vec<Slot> = (0..20).map(|_| bench.around.pools.large.take().unwrap()).collect();
     for mut slot in dirty {
         slot.bytes_mut().fill(0xee);
     }
