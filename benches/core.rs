@@ -52,12 +52,7 @@ fn repr() -> TcpRepr<'static> {
         seq_number: TcpSeqNumber(1),
         ack_number: Some(TcpSeqNumber(1)),
         window_len: 0xffff,
-        window_scale: None,
-        max_seg_size: None,
-        sack_permitted: false,
-        sack_ranges: [None; 3],
-        timestamp: None,
-        payload: &[],
+        ..build::EMPTY_TCP
     }
 }
 

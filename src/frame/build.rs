@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet,
-    Ipv6Packet, TcpPacket, TcpRepr,
+    Ipv6Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
 };
 
 use super::vnet::{self, Header};
@@ -32,6 +32,22 @@ pub struct Out {
     /// IPv4 "don't fragment".
     pub df: bool,
 }
+
+/// A TCP header with nothing in it, to be filled in. The payload is the slot's.
+pub const EMPTY_TCP: TcpRepr<'static> = TcpRepr {
+    src_port: 0,
+    dst_port: 0,
+    control: TcpControl::None,
+    seq_number: TcpSeqNumber(0),
+    ack_number: None,
+    window_len: 0,
+    window_scale: None,
+    max_seg_size: None,
+    sack_permitted: false,
+    sack_ranges: [None; 3],
+    timestamp: None,
+    payload: &[],
+};
 
 /// Puts TCP and lower headers in front of the slot's range (the payload, possibly empty). `mss` cuts
 /// a longer payload into segments by GSO.

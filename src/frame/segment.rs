@@ -326,12 +326,7 @@ mod tests {
             seq_number: TcpSeqNumber(-100),
             ack_number: Some(TcpSeqNumber(5)),
             window_len: 1000,
-            window_scale: None,
-            max_seg_size: None,
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
-            payload: &[],
+            ..build::EMPTY_TCP
         };
         build::tcp(&mut slot, &out(pair), &repr, mss);
         slot

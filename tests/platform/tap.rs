@@ -149,12 +149,7 @@ fn super_frame_with_unfinished_checksum_is_delivered_as_one() {
             seq_number: TcpSeqNumber(1),
             ack_number: Some(TcpSeqNumber(1)),
             window_len: 1000,
-            window_scale: None,
-            max_seg_size: None,
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
-            payload: &[],
+            ..build::EMPTY_TCP
         };
         build::tcp(&mut slot, &out(), &repr, 1460);
         assert_eq!(write(&tap, slot.bytes()).unwrap(), slot.len());

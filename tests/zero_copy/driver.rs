@@ -105,10 +105,7 @@ impl Driver {
             window_len: 0xffff,
             window_scale: syn.then_some(7),
             max_seg_size: syn.then_some(MSS as u16),
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
-            payload: &[],
+            ..build::EMPTY_TCP
         };
         let pair = Pair::V4(GUEST, HOST);
         let out = Out { eth_src: [4; 6], eth_dst: [2; 6], pair, ttl: 64, tos: 0, df: true };

@@ -93,10 +93,7 @@ pub(super) fn emit(
         window_len: header.window,
         window_scale: header.scale,
         max_seg_size: header.mss,
-        sack_permitted: false,
-        sack_ranges: [None, None, None],
-        timestamp: None,
-        payload: &[],
+        ..build::EMPTY_TCP
     };
     let out = Out { eth_src: gateway, eth_dst: mac, pair, ttl: 64, tos: 0, df: true };
     build::tcp(slot, &out, &repr, cut);
