@@ -109,20 +109,7 @@ fn beside(first: FlowSpec, attack: Option<Kind>) -> Outcome {
     };
     let mut flows = vec![first];
     flows.extend((0..LIVE).map(|_| FlowSpec { start: 20, ..live }));
-    let spec = Spec {
-        name: "fair",
-        seed: 7,
-        mtu: 1500,
-        tso: false,
-        up: Default::default(),
-        down: Default::default(),
-        mend: 0,
-        tap_delay: 0,
-        wrap: false,
-        limit: 3_600_000,
-        flows,
-    };
-    let mut world = World::new(&spec, &Pools::new().unwrap());
+    let mut world = World::new(&Spec::plain("fair", 7, flows), &Pools::new().unwrap());
     world.capacity = Some(CAPACITY);
     world.room = TAP_QUEUE as usize;
     world.attack = attack.map(Attack::new);

@@ -7,19 +7,7 @@ use crate::spec::{Fate, FlowSpec, Pace, Spec};
 use crate::world::World;
 
 fn spec(flows: Vec<FlowSpec>) -> Spec {
-    Spec {
-        name: "shared",
-        seed: 7,
-        mtu: 1500,
-        tso: false,
-        up: Default::default(),
-        down: Default::default(),
-        mend: 0,
-        tap_delay: 0,
-        wrap: false,
-        limit: 3_600_000,
-        flows,
-    }
+    Spec::plain("shared", 7, flows)
 }
 
 /// A host that takes nothing for a minute, and a guest that reads nothing.

@@ -25,6 +25,25 @@ pub struct Spec {
     pub flows: Vec<FlowSpec>,
 }
 
+impl Spec {
+    /// Flows over wires that neither lose nor delay anything.
+    pub fn plain(name: &'static str, seed: u64, flows: Vec<FlowSpec>) -> Self {
+        Self {
+            name,
+            seed,
+            mtu: 1500,
+            tso: false,
+            up: Faults::default(),
+            down: Faults::default(),
+            mend: 0,
+            tap_delay: 0,
+            wrap: false,
+            limit: 3_600_000,
+            flows,
+        }
+    }
+}
+
 /// How fast something goes: so many bytes at a time, with a gap of ms between.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {

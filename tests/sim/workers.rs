@@ -312,17 +312,12 @@ impl Crew {
 fn spec(seed: u64, loss: u64, flows: Vec<FlowSpec>) -> Spec {
     let faults = Faults { loss, delay: 2, ..Faults::default() };
     Spec {
-        name: "workers",
-        seed,
-        mtu: 1500,
         tso: seed.is_multiple_of(2),
         up: faults,
         down: faults,
         mend: u64::MAX / 2,
-        tap_delay: 0,
-        wrap: false,
         limit: 4 * 3_600_000,
-        flows,
+        ..Spec::plain("workers", seed, flows)
     }
 }
 
