@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::harness::cmd::{Cmd, PATIENCE, Proc};
-use crate::harness::{Bed, Guest, USER, With, against_slirp, need, not_slirp, pipe, ringtap};
+use crate::harness::{Bed, Guest, USER, against_slirp, need, not_slirp, pipe, ringtap};
 
 fn connect(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).expect("connect to the API socket");
@@ -364,12 +364,8 @@ fn ten_thousand_ports() {
 fn the_client() {
     need!();
     not_slirp!("has none");
-    let bed = Bed::new();
-    let guest = bed.guest();
-    let api = bed.dir.path("api");
-    let with = With::defaults().more(&format!("--api {} -p 127.0.0.1:7000:70", api.display()));
-    let proc = bed.attach(&guest, &with);
-    let port = |args: &str| bed.ringtap(&format!("port --api {} {args}", api.display())).run();
+    let (bed, _guest, proc) = Bed::with_api("-p 127.0.0.1:7000:70");
+    let port = |args: &str| bed.port(args).run();
     let ok = |args: &str| {
         let done = port(args);
         assert!(done.success() && done.stderr.is_empty(), "{done:?}");

@@ -3,9 +3,6 @@
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
-use socket2::Type;
-
-use crate::harness::ns::Ns;
 use crate::harness::stream::{self, expect_all, send_all};
 use crate::harness::{Bed, Family, Guest, With, need, not_slirp};
 
@@ -118,12 +115,8 @@ fn only_where_it_was_asked_for() {
 fn removed_while_traffic_flows() {
     need!();
     not_slirp!("has no such client");
-    let bed = Bed::new();
-    let guest = bed.guest();
-    let api = bed.dir.path("api");
-    let with = With::defaults().more(&format!("--workers 2 --api {}", api.display()));
-    let _proc = bed.attach(&guest, &with);
-    let port = |args: &str| bed.ringtap(&format!("port --api {} {args}", api.display())).ok();
+    let (bed, guest, _proc) = Bed::with_api("--workers 2");
+    let port = |args: &str| bed.port(args).ok();
     let to = SocketAddr::new(Family::V4.host(), 8080);
     let mut open = Vec::new();
     for id in 1..=4u64 {
@@ -138,13 +131,6 @@ fn removed_while_traffic_flows() {
     for (inside, outside) in &open {
         talk(inside, outside);
     }
-}
-
-/// A datagram socket of `ns` at a place.
-fn bound(ns: &Ns, at: SocketAddr) -> UdpSocket {
-    let socket = ns.socket(at.ip(), Type::DGRAM, None);
-    socket.bind(&at.into()).unwrap_or_else(|e| panic!("bind {at}: {e}"));
-    socket.into()
 }
 
 /// Sends, and expects it at the other side; who it came from there.
@@ -165,8 +151,8 @@ fn datagrams_come_in() {
     let more = "--workers 2 -p 5353-5354:53/udp -p [::]:5353-5354:53/udp";
     let (bed, guest, _proc) = Bed::up(&With::defaults().more(more));
     for family in Family::BOTH {
-        let server = bound(&guest.ns, SocketAddr::new(guest.addr(family), 53));
-        let second = bound(&guest.ns, SocketAddr::new(guest.addr(family), 54));
+        let server = guest.ns.udp_at(SocketAddr::new(guest.addr(family), 53));
+        let second = guest.ns.udp_at(SocketAddr::new(guest.addr(family), 54));
         let outside = bed.remote.udp(family.remote());
         let peer = outside.local_addr().expect("an address");
         let to = SocketAddr::new(family.host(), 5353);
@@ -189,13 +175,9 @@ fn datagrams_come_in() {
 fn datagrams_until_it_is_removed() {
     need!();
     not_slirp!("has no such client");
-    let bed = Bed::new();
-    let guest = bed.guest();
-    let api = bed.dir.path("api");
-    let with = With::defaults().more(&format!("--workers 2 --api {}", api.display()));
-    let _proc = bed.attach(&guest, &with);
-    let port = |args: &str| bed.ringtap(&format!("port --api {} {args}", api.display())).ok();
-    let server = bound(&guest.ns, SocketAddr::new(guest.addr(Family::V4), 53));
+    let (bed, guest, _proc) = Bed::with_api("--workers 2");
+    let port = |args: &str| bed.port(args).ok();
+    let server = guest.ns.udp_at(SocketAddr::new(guest.addr(Family::V4), 53));
     let outside = bed.remote.udp(Family::V4.remote());
     let to = SocketAddr::new(Family::V4.host(), 5353);
     for id in 1..=3 {
@@ -203,7 +185,7 @@ fn datagrams_until_it_is_removed() {
         let seen = passes(&outside, to, &server, b"in");
         assert_eq!(passes(&server, seen, &outside, b"out"), to);
         port(&format!("remove {id}"));
-        let instead = bound(&bed.host, to);
+        let instead = bed.host.udp_at(to);
         passes(&outside, to, &instead, b"not for the guest");
     }
 }

@@ -4,33 +4,16 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, sockopt};
+use nix::sys::socket::{self, ControlMessageOwned, sockopt};
 use socket2::SockRef;
 
+use crate::harness::dgram::{addr, receive, receive_told, send};
 use crate::harness::ns::Ns;
 use crate::harness::{Bed, Family, Guest, With, against_slirp, eventually, need, not_slirp};
 
 /// A datagram whose every byte depends on its length and place.
 fn datagram(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ len) as u8).collect()
-}
-
-fn addr(socket: &UdpSocket) -> SocketAddr {
-    socket.local_addr().expect("an address")
-}
-
-#[track_caller]
-fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
-    let mut buf = vec![0; 70_000];
-    let (len, from) = socket.recv_from(&mut buf).unwrap_or_else(|e| panic!("receive: {e}"));
-    buf.truncate(len);
-    (buf, from)
-}
-
-#[track_caller]
-fn send(socket: &UdpSocket, bytes: &[u8], to: SocketAddr) {
-    let sent = socket.send_to(bytes, to).unwrap_or_else(|e| panic!("send {}: {e}", bytes.len()));
-    assert_eq!(sent, bytes.len());
 }
 
 /// Expects that nothing comes. What could come has been sent before something that has come.
@@ -205,19 +188,8 @@ fn no_way_there() {
 
 /// The TTL and type of service with which a datagram arrives at the far end.
 fn arrival(socket: &UdpSocket) -> (i32, i32) {
-    let mut space = nix::cmsg_space!([i32; 16]);
-    let mut buf = [0; 100];
-    let mut parts = [std::io::IoSliceMut::new(&mut buf)];
-    use std::os::fd::AsRawFd;
-    let message = socket::recvmsg::<socket::SockaddrStorage>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::empty(),
-    )
-    .expect("receive");
     let (mut ttl, mut tos) = (-1, -1);
-    for control in message.cmsgs().expect("control messages") {
+    for control in receive_told(socket).1 {
         match control {
             ControlMessageOwned::Ipv4Ttl(n) | ControlMessageOwned::Ipv6HopLimit(n) => ttl = n,
             ControlMessageOwned::Ipv4Tos(n) => tos = n.into(),

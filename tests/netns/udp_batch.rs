@@ -2,10 +2,10 @@
 //! that know nothing of it. Every datagram arrives, whole and in its place.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, sockopt};
+use nix::sys::socket::{self, ControlMessageOwned, sockopt};
 
+use crate::harness::dgram::receive_told;
 use crate::harness::{Bed, Family, With, need, not_slirp};
 
 /// Datagrams of `size` bytes, the last of `last`, each with its number in front.
@@ -24,22 +24,12 @@ fn datagrams(first: u32, count: u32, size: usize, last: usize) -> Vec<Vec<u8>> {
 /// What one call brings, cut into its datagrams.
 #[track_caller]
 fn receive(socket: &UdpSocket) -> Vec<Vec<u8>> {
-    let mut space = nix::cmsg_space!([i32; 8]);
-    let mut buf = vec![0; 70_000];
-    let mut parts = [std::io::IoSliceMut::new(&mut buf)];
-    let message = socket::recvmsg::<socket::SockaddrStorage>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::empty(),
-    )
-    .expect("receive");
-    let size = message.cmsgs().expect("control messages").find_map(|control| match control {
-        ControlMessageOwned::UdpGroSegments(size) => Some(size as usize),
+    let (bytes, told) = receive_told(socket);
+    let size = told.iter().find_map(|control| match control {
+        ControlMessageOwned::UdpGroSegments(size) => Some(*size as usize),
         _ => None,
     });
-    let len = message.bytes;
-    buf[..len].chunks(size.unwrap_or(len).max(1)).map(<[u8]>::to_vec).collect()
+    bytes.chunks(size.unwrap_or(bytes.len()).max(1)).map(<[u8]>::to_vec).collect()
 }
 
 /// Sends runs from one socket to another and sees that all of each arrives, in order. How many calls it

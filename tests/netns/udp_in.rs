@@ -6,9 +6,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use nix::sys::socket::{self, sockopt};
-use socket2::{SockRef, Type};
+use socket2::SockRef;
 
 use crate::harness::cmd::Proc;
+use crate::harness::dgram::{addr, receive, send};
 use crate::harness::ns::Ns;
 use crate::harness::{Bed, Family, GATEWAY4, Guest, HOST4, REMOTE4, With, need, not_slirp};
 
@@ -16,38 +17,19 @@ fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-fn addr(socket: &UdpSocket) -> SocketAddr {
-    socket.local_addr().expect("an address")
-}
-
-/// A datagram socket at a place.
-#[track_caller]
-fn bound(ns: &Ns, to: SocketAddr) -> UdpSocket {
-    let socket = ns.socket(to.ip(), Type::DGRAM, None);
-    socket.bind(&to.into()).unwrap_or_else(|e| panic!("bind {to}: {e}"));
-    socket.into()
-}
-
-/// A connected one: it hears from `to` alone.
+/// A connected socket: it hears from `to` alone.
 #[track_caller]
 fn connected(ns: &Ns, from: SocketAddr, to: SocketAddr) -> UdpSocket {
-    let socket = bound(ns, from);
+    let socket = ns.udp_at(from);
     socket.connect(to).unwrap_or_else(|e| panic!("connect to {to}: {e}"));
     socket
 }
 
+/// A server in the guest, where the host's port 5000 leads, and a peer of that port.
 #[track_caller]
-fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
-    let mut buf = vec![0; 70_000];
-    let (len, from) = socket.recv_from(&mut buf).unwrap_or_else(|e| panic!("receive: {e}"));
-    buf.truncate(len);
-    (buf, from)
-}
-
-#[track_caller]
-fn send(socket: &UdpSocket, bytes: &[u8], to: SocketAddr) {
-    let sent = socket.send_to(bytes, to).unwrap_or_else(|e| panic!("send to {to}: {e}"));
-    assert_eq!(sent, bytes.len());
+fn ends(bed: &Bed, guest: &Guest, family: Family) -> (UdpSocket, UdpSocket) {
+    let server = guest.ns.udp_at(at(guest.addr(family), 53));
+    (server, connected(&bed.remote, at(family.remote(), 0), at(family.host(), 5000)))
 }
 
 /// A question to the guest and its answer; who the guest has seen.
@@ -75,8 +57,7 @@ fn every_size_comes_in() {
     not_slirp!("has no such option");
     let (bed, guest, _proc) = up("-p 5000:53/udp -p [::]:5000:53/udp");
     for family in Family::BOTH {
-        let server = bound(&guest.ns, at(guest.addr(family), 53));
-        let peer = connected(&bed.remote, at(family.remote(), 0), at(family.host(), 5000));
+        let (server, peer) = ends(&bed, &guest, family);
         for len in [1, 0, 1452, 1473, 9000, 65507] {
             assert_eq!(ask(&peer, &server, &vec![len as u8; len]), addr(&peer), "{len}");
         }
@@ -90,7 +71,7 @@ fn loopback_peers_with_one_port() {
     need!();
     not_slirp!("mixes them up");
     let (bed, guest, _proc) = up("-p 127.0.0.1:5000:53/udp");
-    let server = bound(&guest.ns, at(guest.addr(Family::V4), 53));
+    let server = guest.ns.udp_at(at(guest.addr(Family::V4), 53));
     let to = at(Ipv4Addr::LOCALHOST.into(), 5000);
     let peers: Vec<_> = (1..=20)
         .map(|n| connected(&bed.host, at(Ipv4Addr::new(127, 0, 0, n).into(), 4000), to))
@@ -117,7 +98,7 @@ fn loopback_peers_with_one_port() {
         assert_eq!(answers.len(), peers.len());
     }
     // What did not come in by itself stays out of reach: a service of the host beside it.
-    let service = bound(&bed.host, at(Ipv4Addr::LOCALHOST.into(), 4001));
+    let service = bed.host.udp_at(at(Ipv4Addr::LOCALHOST.into(), 4001));
     send(&server, b"let me in", at(GATEWAY4, 4001));
     ask(&peers[0], &server, b"meanwhile");
     service.set_nonblocking(true).expect("set O_NONBLOCK");
@@ -131,7 +112,7 @@ fn two_ports_to_one_endpoint() {
     need!();
     not_slirp!("has no such option");
     let (bed, guest, _proc) = up("-p 5000:53/udp -p 5001:53/udp -p [::]:5000-5001:53/udp");
-    let server = bound(&guest.ns, at(guest.addr(Family::V4), 53));
+    let server = guest.ns.udp_at(at(guest.addr(Family::V4), 53));
     let peer = bed.remote.udp(REMOTE4);
     let seen: Vec<_> = [5000, 5001]
         .iter()
@@ -160,7 +141,7 @@ fn the_guest_speaks_first() {
     for family in Family::BOTH {
         let third = bed.far.udp(family.far());
         // By any queue of the TAP.
-        let server = bound(&guest.ns, at(guest.addr(family), 53));
+        let server = guest.ns.udp_at(at(guest.addr(family), 53));
         send(&server, b"who am I?", addr(&third));
         let (_, from) = receive(&third);
         assert_eq!(from, at(family.host(), 5000), "{family:?}");
@@ -168,7 +149,7 @@ fn the_guest_speaks_first() {
         assert_eq!(receive(&server), (b"you".to_vec(), addr(&third)));
     }
     let third = bed.far.udp(Family::V4.far());
-    let server = bound(&guest.ns, at(guest.addr(Family::V4), 54));
+    let server = guest.ns.udp_at(at(guest.addr(Family::V4), 54));
     send(&server, b"who am I?", addr(&third));
     let (_, from) = receive(&third);
     assert_eq!(from.ip(), HOST4);
@@ -187,8 +168,7 @@ fn a_peer_that_has_gone() {
     not_slirp!("has no such option");
     let (bed, guest, _proc) = up("-p 5000:53/udp -p [::]:5000:53/udp");
     for family in Family::BOTH {
-        let server = bound(&guest.ns, at(guest.addr(family), 53));
-        let peer = connected(&bed.remote, at(family.remote(), 0), at(family.host(), 5000));
+        let (server, peer) = ends(&bed, &guest, family);
         let seen = ask(&peer, &server, b"question");
         drop(peer);
         // Of the one peer it is connected to, a socket hears.
@@ -206,8 +186,7 @@ fn runs_stay_runs() {
     not_slirp!("takes no runs");
     let (bed, guest, _proc) = up("-p 5000:53/udp -p [::]:5000:53/udp");
     for family in Family::BOTH {
-        let server = bound(&guest.ns, at(guest.addr(family), 53));
-        let peer = connected(&bed.remote, at(family.remote(), 0), at(family.host(), 5000));
+        let (server, peer) = ends(&bed, &guest, family);
         let seen = ask(&peer, &server, b"question");
         for socket in [&server, &peer] {
             socket::setsockopt(socket, sockopt::UdpGroSegment, &true).expect("set UDP_GRO");
@@ -234,7 +213,7 @@ fn a_hundred_thousand_peers() {
     let (bed, guest, proc) = up("-p 5000:53/udp");
     // All of 198.18.0.0/15 are addresses of remote's.
     bed.remote.ip("route add local 198.18.0.0/15 dev lo\n");
-    let server = bound(&guest.ns, at(guest.addr(Family::V4), 53));
+    let server = guest.ns.udp_at(at(guest.addr(Family::V4), 53));
     let memory = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", proc.pid()));
         let status = status.expect("read its status");
@@ -251,7 +230,7 @@ fn a_hundred_thousand_peers() {
     let to = at(HOST4, 5000);
     let mut last = None;
     for n in 0..100_000_u32 {
-        let socket = bound(&bed.remote, at(peer_of(n), 1000 + (n % 7) as u16));
+        let socket = bed.remote.udp_at(at(peer_of(n), 1000 + (n % 7) as u16));
         send(&socket, &n.to_be_bytes(), to);
         let (got, from) = receive(&server);
         assert_eq!((got, from), (n.to_be_bytes().to_vec(), addr(&socket)));
@@ -260,7 +239,7 @@ fn a_hundred_thousand_peers() {
     let last = last.expect("a peer");
     send(&server, b"the last", addr(&last));
     assert_eq!(receive(&last), (b"the last".to_vec(), to));
-    let first = bound(&bed.remote, at(peer_of(0), 1000));
+    let first = bed.remote.udp_at(at(peer_of(0), 1000));
     send(&server, b"the first", addr(&first));
     assert_eq!(receive(&first), (b"the first".to_vec(), to));
     let after = (memory(), descriptors());
@@ -273,15 +252,11 @@ fn a_hundred_thousand_peers() {
 fn a_port_comes_and_goes() {
     need!();
     not_slirp!("has no such client");
-    let bed = Bed::new();
-    let guest = bed.guest();
-    let api = bed.dir.path("api");
-    let _proc =
-        bed.attach(&guest, &With::defaults().more(&format!("--workers 2 --api {}", api.display())));
-    let port = |args: &str| bed.ringtap(&format!("port --api {} {args}", api.display())).ok();
+    let (bed, guest, _proc) = Bed::with_api("--workers 2");
+    let port = |args: &str| bed.port(args).ok();
     // Some with each worker.
     for number in 6000..6008 {
-        let server = bound(&guest.ns, at(guest.addr(Family::V4), number));
+        let server = guest.ns.udp_at(at(guest.addr(Family::V4), number));
         let third = bed.far.udp(Family::V4.far());
         send(&server, b"before", addr(&third));
         let (_, before) = receive(&third);
@@ -294,7 +269,7 @@ fn a_port_comes_and_goes() {
         assert_eq!(receive(&other).1, to);
         port(&format!("remove {id}"));
         // At once somebody else's.
-        let instead = bound(&bed.host, to);
+        let instead = bed.host.udp_at(to);
         peer.send(b"whom does it reach?").expect("send");
         assert_eq!(receive(&instead).1, addr(&peer));
         send(&server, b"after", addr(&third));

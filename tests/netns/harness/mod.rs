@@ -13,6 +13,7 @@
 //! can do must pass with both, or the test is wrong.
 
 pub(crate) mod cmd;
+pub(crate) mod dgram;
 pub(crate) mod ns;
 pub(crate) mod stream;
 pub(crate) mod sys;
@@ -288,6 +289,21 @@ impl Bed {
         let guest = bed.guest();
         let proc = bed.attach(&guest, with);
         (bed, guest, proc)
+    }
+
+    /// The same with these arguments, and ports that [`Bed::port`] changes.
+    #[track_caller]
+    pub(crate) fn with_api(args: &str) -> (Self, Guest, Proc) {
+        let bed = Self::new();
+        let guest = bed.guest();
+        let args = format!("{args} --api {}", bed.dir.path("api").display());
+        let proc = bed.attach(&guest, &With::defaults().more(&args));
+        (bed, guest, proc)
+    }
+
+    /// `ringtap port` with these arguments, for the program of [`Bed::with_api`].
+    pub(crate) fn port(&self, args: &str) -> Cmd {
+        self.ringtap(&format!("port --api {} {args}", self.dir.path("api").display()))
     }
 }
 

@@ -153,8 +153,14 @@ impl Ns {
 
     /// A datagram socket bound to a free port of `ip`.
     pub(crate) fn udp(&self, ip: IpAddr) -> UdpSocket {
-        let socket = self.socket(ip, Type::DGRAM, None);
-        socket.bind(&SocketAddr::new(ip, 0).into()).unwrap_or_else(|e| panic!("bind {ip}: {e}"));
+        self.udp_at(SocketAddr::new(ip, 0))
+    }
+
+    /// One at a port.
+    #[track_caller]
+    pub(crate) fn udp_at(&self, at: SocketAddr) -> UdpSocket {
+        let socket = self.socket(at.ip(), Type::DGRAM, None);
+        socket.bind(&at.into()).unwrap_or_else(|e| panic!("bind {at}: {e}"));
         socket.into()
     }
 }
