@@ -129,7 +129,7 @@ fn round_trip(c: &mut Criterion, tap: &TapQueue) {
         });
     });
     group.finish();
-    ring.cancel_all();
+    ring.cancel_all(std::iter::empty());
     // Before its buffers.
     drop(ring);
 }
