@@ -13,10 +13,11 @@
 //!    TAP with virtio header and offloads: [`tap`].
 //! 4. It configures `lo`, addresses and routes over netlink: [`link`].
 //! 5. It passes the queues to the parent ([`pass`]) and exits; the child of `run` stays, as the init
-//!    process of the command.
+//!    process of the command. With an open TAP, or a guest that is a program and connects to a [socket](bess),
+//!    2 to 5 are left out.
 //! 6. The parent says how it will know that the guest is gone: [`Life`].
 //! 7. When control has made what needs a path, a child stays outside as the [`keeper`], and the program itself goes
-//!    behind walls: [`sandbox`], and at last [`seccomp`].
+//!    behind walls: [`sandbox`], before its threads start, and [`seccomp`], when all of them run.
 //!
 //! A failure on either side arrives as one line that names the step ([`Failure`]); nothing is left behind.
 //!

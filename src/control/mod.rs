@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! The main thread makes what needs a path or a right (the API socket, the file with our PID), goes behind the walls of the
-//! [sandbox], starts the workers, one for each queue of the TAP, says that the network is ready in the order that callers
+//! [sandbox], starts the workers, one for each queue of the TAP, opens the ports that were asked for, gives up the [system
+//! calls](seccomp) that are not needed any more, says that the network is ready in the order that callers
 //! rely on (forwarded ports and the API socket listen, then the ready byte, then the descriptor closes), and waits. The program ends by
 //! the first of: a signal, the exit descriptor, the end of the guest (its process, its path, the command of `run`),
 //! the end of a worker. It then stops the workers, leaves the TAP and the file system as they were, ends the

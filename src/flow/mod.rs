@@ -6,7 +6,8 @@
 //! by value. A flow is named by its [`FlowId`] on both sides: the worker keeps the flow's host socket
 //! under the same number. The life of that socket:
 //!
-//! 1. The core inserts the flow and emits `TcpConnect` or `DgramOpen`; the worker makes the socket.
+//! 1. The core inserts the flow and emits `TcpConnect` or `DgramOpen`; the worker makes the socket. One that comes from
+//!    outside is there before its flow: accepted, or bound to a forwarded port.
 //! 2. Actions and events for it, in any number.
 //! 3. The core emits `Close` and forgets the key (a new flow may take it), but keeps the entry: the
 //!    worker cancels what is in flight, waits for it, closes the descriptor and answers `Closed`.

@@ -7,7 +7,9 @@
 //! frame or event, or [`Stack::poll_timeout`]. A frame is a slot whose range begins with a virtio
 //! header.
 //!
-//! Several workers that serve one guest have a stack each, and a [`directory`] in common.
+//! What comes from outside begins by [`Stack::handle_accepted`] and [`Stack::handle_bound`], at any time before the
+//! actions. Several workers that serve one guest have a stack each, and a [`directory`] in common; what one of them
+//! hands to another comes by [`Stack::handle_handed`] and [`Stack::handle_placed`].
 #![forbid(unsafe_code)]
 
 macro_rules! ctx {

@@ -12,6 +12,9 @@
 //! operations in flight, or with the core: never in two places. Closing a descriptor ends nothing that is in
 //! flight: a socket is cancelled first, and closed when its last completion has come.
 //!
+//! Forwarded ports are sockets that control has made: listening ones (`forward`) and bound ones ([`bound`]). The ring
+//! can do what a worker does and no more (`ring`). In the place of a TAP there may be a socket of packets (`packets`).
+//!
 //! Control speaks to a worker by [`Request`]s in a queue with an eventfd as doorbell, and hears of it
 //! by [`Notice`]s. A worker that ends, for whatever reason, says so last of all.
 //!
@@ -23,7 +26,8 @@
 //! kernel sends a flow's frames to the queue that was last written to for it; what happens to the exceptions is told
 //! in [`crate::stack::directory`]. The worker's part: it copies a frame for another one into that one's inbox
 //! and rings its bell, an entry of its own ring submitted with all others of the turn ([`team`]); it takes over what is
-//! in its inbox between two turns, no more at a time than leaves its own queue room.
+//! in its inbox between two turns, no more at a time than leaves its own queue room. A connection that one worker has
+//! accepted and another is to have goes the same way.
 //!
 //! What is there once is done by the first worker: DHCP leases (requests are handed over to it) and router
 //! advertisements that nobody asked for. ARP, neighbour discovery, echo to the gateway and DNS are answered by whoever
