@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,9 +42,13 @@ use crate::control::watch::Lookout;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     path: PathBuf,
-    /// Device and inode.
-    id: (u64, u64),
+    id: Id,
 }
+
+/// Device, inode, and when it was made, where the file system remembers that: the number of an inode is
+/// free again as soon as its file is removed and closed, and the next file gets it. That is our
+/// successor's socket, when a caller restarts us and we are the slower to end.
+type Id = (u64, u64, Option<SystemTime>);
 
 impl Kept {
     /// Notes which file is at `path`.
@@ -52,7 +57,7 @@ impl Kept {
     /// What `lstat(2)` says.
     pub fn note(path: &Path) -> io::Result<Self> {
         let meta = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), id: (meta.dev(), meta.ino()) })
+        Ok(Self { path: path.to_owned(), id: (meta.dev(), meta.ino(), meta.created().ok()) })
     }
 
     /// Removes it, unless another one has taken its place.
@@ -233,6 +238,24 @@ mod tests {
         Kept::note(&path).unwrap().remove();
         assert!(!path.exists());
         kept.remove();
+    }
+
+    /// ext4 gives the inode of the file before.
+    #[test]
+    fn a_successor_with_the_same_inode_stays() {
+        let path = std::env::temp_dir().join(format!("ringtap-inode-{}", std::process::id()));
+        fs::write(&path, "ours").unwrap();
+        let kept = Kept::note(&path).unwrap();
+        if kept.id.2.is_none() {
+            return;
+        }
+        // Times are as fine as the kernel's clock tick at the worst.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "somebody's").unwrap();
+        kept.remove();
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]
