@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::engine::{Podman, free};
 use super::harness::ns::Ns;
-use super::harness::{Family, eventually, need};
+use super::harness::{Family, against_slirp, eventually, need};
 use super::{listen_at, tcp_round, udp_at, udp_round};
 
 const HOST: fn(u16) -> SocketAddr = |port| SocketAddr::new(Family::V4.host(), port);
@@ -40,6 +40,10 @@ fn expect_forwards(podman: &Podman, inside: &Ns) {
         let any = Family::V4.any();
         let (seen, is) = udp_round(&socket, &bed.remote, any, HOST(19_000 + port));
         assert_eq!((seen.ip(), seen.port()), (Family::V4.remote(), is.port()));
+        // slirp4netns, told --disable-host-loopback by podman, keeps the answer from who came by himself.
+        if against_slirp() {
+            continue;
+        }
         let (seen, _) = udp_round(&socket, &bed.host, any, LOOPBACK(19_000 + port));
         assert_eq!(seen.ip(), Family::V4.gateway());
     }
@@ -59,10 +63,13 @@ fn by_the_network_command() {
     assert!(helper.line.contains(" --api-socket "), "{}", helper.line);
     helper.expect_walls();
     expect_forwards(&podman, &inside);
-    // A port that nobody listens at is refused at once.
+    // A port that nobody listens at is refused at once; slirp4netns ends it like one that is through.
     let mut refused = podman.bed.remote.connect(HOST(18_005)).expect("the host accepts");
-    let error = refused.read(&mut [0; 1]).expect_err("the guest refuses");
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    match refused.read(&mut [0; 1]) {
+        Ok(0) => assert!(against_slirp(), "an end instead of a reset"),
+        Ok(_) => panic!("bytes from nobody"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+    }
     drop(inside);
 
     podman.cmd("restart --time 0 web").ok();
