@@ -104,6 +104,11 @@ pub const WINDOW_MAX: u32 = 1 << 20;
 pub const WINDOW_FRAMES: u32 = 512;
 /// Window scale offered to the guest (RFC 7323): covers [`WINDOW_MAX`] in 16 bits.
 pub const WINDOW_SCALE: u8 = 7;
+/// Segments of a guest that one flow keeps for the time when what precedes them has come: a whole window of a guest
+/// that leaves cutting to the device. Only while half of the large slots are free.
+pub const EARLY_SLOTS: usize = 16;
+/// They are given up after this long: the guest's timer has sent the first of what is missing again, or will not.
+pub const EARLY_LIFE: Millis = Millis::secs(1);
 /// Bytes in flight to a guest that it has not acknowledged, per flow, at most.
 pub const UNACKED_MAX: u32 = 1 << 20;
 /// A flow whose host socket takes nothing moves what it holds to small slots after this long; well

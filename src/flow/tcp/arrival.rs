@@ -97,7 +97,7 @@ impl TcpFlow {
         if before(expected, segment.seq) {
             // A gap: the duplicate ACK asks for what is missing.
             self.ack_owed = true;
-            return ctx.stats.drop(Drop::OutOfWindow);
+            return self.to_host.accept_early(ctx, segment.seq, slot, fin);
         }
         let old = expected.wrapping_sub(segment.seq) as usize;
         if old >= slot.len() + usize::from(fin) || self.to_host.fin_seen() {

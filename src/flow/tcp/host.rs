@@ -2,6 +2,7 @@
 //! acknowledged when.
 
 use super::super::{Action, Ctx, Errno, FlowId};
+use super::early::Early;
 use super::segment::before;
 use super::{End, Phase, TcpFlow, ask};
 use crate::arena::{Chain, Slot};
@@ -47,6 +48,8 @@ pub(super) struct ToHost {
     fin: Fin,
     /// Bytes before `mark.0` are held since `mark.1`.
     mark: Option<(u32, Time)>,
+    /// Not in sequence.
+    early: Early,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,7 @@ impl ToHost {
             polling: false,
             fin: Fin::No,
             mark: None,
+            early: Early::new(),
         }
     }
 
@@ -136,6 +140,35 @@ impl ToHost {
 
     /// Takes a segment's bytes, which begin at [`ToHost::ack_number_received`], and its FIN.
     pub(super) fn accept(&mut self, ctx: &mut Ctx<'_>, slot: Slot, fin: bool) {
+        self.hold(ctx, slot);
+        while let Some(slot) = self.early.take(self.next) {
+            self.hold(ctx, slot);
+        }
+        if fin || self.early.take_fin(self.next) {
+            self.fin = Fin::Seen;
+            self.early.clear();
+        }
+    }
+
+    /// Keeps a segment that begins at `seq`, beyond a gap, if there is room.
+    pub(super) fn accept_early(&mut self, ctx: &mut Ctx<'_>, seq: u32, mut slot: Slot, fin: bool) {
+        let room = self.edge.wrapping_sub(seq) as i32;
+        let whole = slot.len() as i64 <= i64::from(room);
+        if slot.is_empty() && whole && fin {
+            return self.early.note_fin(seq);
+        }
+        slot.truncate(room.max(0) as usize);
+        let plenty = ctx.pools.large.available() > SLOTS_MAX / 2;
+        if slot.is_empty()
+            || self.fin != Fin::No
+            || !plenty
+            || !self.early.keep(seq, slot, fin && whole, ctx.now)
+        {
+            ctx.stats.drop(Drop::OutOfWindow);
+        }
+    }
+
+    fn hold(&mut self, ctx: &Ctx<'_>, slot: Slot) {
         let len = slot.len() as u32;
         self.longest = self.longest.max(len);
         if len > 0 {
@@ -144,9 +177,6 @@ impl ToHost {
             if self.mark.is_none() {
                 self.mark = Some((self.next, ctx.now));
             }
-        }
-        if fin {
-            self.fin = Fin::Seen;
         }
     }
 
@@ -279,12 +309,22 @@ impl ToHost {
 
     /// Moves what has been held for too long to the backlog.
     pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
-        if self.deadline().is_some_and(|at| at <= ctx.now) {
+        if self.held_deadline().is_some_and(|at| at <= ctx.now) {
             self.compact(ctx);
+        }
+        if self.early.deadline().is_some_and(|at| at <= ctx.now) {
+            for _ in 0..self.early.slots() {
+                ctx.stats.drop(Drop::OutOfWindow);
+            }
+            self.early.clear();
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
+        [self.held_deadline(), self.early.deadline()].into_iter().flatten().min()
+    }
+
+    fn held_deadline(&self) -> Option<Time> {
         // A send under way ends within the turn.
         let (_, since) = self.mark?;
         (self.flight == Flight::None && self.blocked).then_some(since + STALL)

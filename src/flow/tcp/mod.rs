@@ -13,8 +13,8 @@
 //! *taken*, and acknowledged, once per turn. When the socket is full, held bytes wait; those that have
 //! waited for [`STALL`] are copied to the *backlog* (small slots) and are taken then, so that neither the guest's
 //! timer fires nor the large slots are pinned. The window is what the flow may still take: it grows with
-//! use, shrinks by the backlog, and its right edge never retreats. Bytes out of order are dropped with a
-//! duplicate ACK: the wire does not reorder.
+//! use, shrinks by the backlog, and its right edge never retreats. Bytes beyond a gap are
+//! answered with a duplicate ACK, and kept for a while (`early`): frames that are handed over between workers come late.
 //!
 //! **Host to guest** (`guest`, `retained`). A receive is asked for only as large as the guest's window has room, so
 //! what arrives can be written at once, headers in front, cut by the guest's kernel (GSO). The slot comes back
@@ -32,6 +32,7 @@
 
 mod arrival;
 mod close;
+mod early;
 mod guest;
 mod open;
 mod host;
