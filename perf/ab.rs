@@ -21,12 +21,18 @@ pub(crate) fn run(a: &Named, b: &Named, options: &Options) -> Res<()> {
     let builds = revision::both(a, b)?;
     let [a, b] = &builds;
     let mut machine = Machine::look(&a.path);
-    let fact = |build: &Build| format!("{}, {}", build.what, version(&build.path));
-    machine.add("A", fact(a));
-    machine.add("B", fact(b));
+    let fact = |build: &Build, more: &[String]| {
+        [&[format!("{}, {}", build.what, version(&build.path))], more].concat().join(" ")
+    };
+    machine.add("A", fact(a, &options.side_args[0]));
+    machine.add("B", fact(b, &options.side_args[1]));
     print!("{machine}");
-    let side = |label, build: &Build| Forwarder::ringtap(label, &build.path, &options.ringtap_args);
-    let sides = [side("A", a), side("B", b)];
+    let side = |label, build: &Build, more: &[String]| {
+        let args = [&options.ringtap_args, more].concat();
+        Forwarder::ringtap(label, &build.path, &args)
+    };
+    let [more_a, more_b] = &options.side_args;
+    let sides = [side("A", a, more_a), side("B", b, more_b)];
     let mut series = Vec::new();
     for &mtu in &options.mtus {
         for load in Work::Tcp.loads(options) {

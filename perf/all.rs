@@ -23,9 +23,15 @@ const STEPS: &[&str] = &[
     "startup --rounds 20",
     "idle --rounds 1 --secs 60",
     "memory --rounds 1",
+    "tcp --inbound --streams 1 --mtu 1500",
+    "tcp --inbound --streams 4 --mtu 1500",
+    "udp --inbound",
+    "crr --inbound",
+    "ports",
+    "fair",
 ];
 
-/// How much of each, where nothing else is asked for: an hour in all, not a day.
+/// How much of each, where nothing else is asked for: two hours in all, not a day.
 const MODEST: [[&str; 2]; 2] = [["--rounds", "3"], ["--secs", "2"]];
 
 /// Runs each step as a process of its own, so that each can be repeated alone by the command it is

@@ -9,13 +9,14 @@
 //! left in its PID namespace. It ends with the lab by `PR_SET_PDEATHSIG`. So nothing has a name that could
 //! be left behind, and every cell starts without `TIME_WAIT`, caches or routes of the one before.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -27,7 +28,9 @@ use nix::unistd::{Gid, Pid, Uid};
 use serde_json::json;
 
 use crate::cell::Cell;
-use crate::{Context, Res, load, proc, tool};
+use crate::forwards::Forward;
+use crate::load::{self, Load};
+use crate::{Context, Res, proc, tool};
 
 /// Address of the host on the veth pair (TEST-NET-2, RFC 5737).
 const HOST: &str = "198.51.100.1";
@@ -54,6 +57,22 @@ pub(crate) struct Bed {
     remote: Proc,
     /// Holds the guest's user and network namespace. Empty: attaching is the forwarder's task.
     guest: Proc,
+    /// Another guest, which a forwarder has made itself: a process in it.
+    made: Option<u32>,
+    /// Connections are made from the remote, by forwarded ports.
+    inbound: bool,
+}
+
+/// Where the ends of the traffic are.
+pub(crate) struct Ends {
+    /// Of whoever listens.
+    pub(crate) server: Place,
+    /// Of whoever connects.
+    pub(crate) client: Place,
+    /// The address that is connected to.
+    pub(crate) at: &'static str,
+    /// The client is in the remote.
+    pub(crate) inbound: bool,
 }
 
 impl Bed {
@@ -61,7 +80,7 @@ impl Bed {
     fn build(cell: &Cell) -> Res<Self> {
         let remote = hold(Place::Host, "remote")?;
         let guest = hold(Place::User, "guest")?;
-        let bed = Self { remote, guest };
+        let bed = Self { remote, guest, made: None, inbound: cell.inbound };
         let peer = bed.remote.pid().to_string();
         let mtu = cell.mtu.to_string();
         let ip = |place, line: &str| run(bed.command(place, "ip").args(line.split(' ')));
@@ -109,9 +128,15 @@ impl Bed {
         Ok(())
     }
 
-    /// Address of the remote: the host's default route, and where the servers are.
-    pub(crate) fn remote(&self, ip: u32) -> &'static str {
-        if ip == 6 { REMOTE6 } else { REMOTE }
+    /// Where the ends are: one in the remote, the other in the guest, or without one on the host.
+    pub(crate) fn ends(&self, forwarder: &Option<Proc>, ip: u32) -> Ends {
+        let near = if forwarder.is_some() { Place::Guest } else { Place::Host };
+        let (remote, host) = if ip == 6 { (REMOTE6, HOST6) } else { (REMOTE, HOST) };
+        if self.inbound {
+            Ends { server: near, client: Place::Remote, at: host, inbound: true }
+        } else {
+            Ends { server: Place::Remote, client: near, at: remote, inbound: false }
+        }
     }
 
     /// A command that will run in a place.
@@ -119,32 +144,64 @@ impl Bed {
         let held = match place {
             Place::Host | Place::User => 0,
             Place::Remote => self.remote.pid(),
-            Place::Guest => self.guest.pid(),
+            Place::Guest => self.guest_pid(),
         };
         command(place, held, program)
     }
 
     /// Whom a forwarder attaches to.
     pub(crate) fn guest_pid(&self) -> u32 {
-        self.guest.pid()
+        self.made.unwrap_or_else(|| self.guest.pid())
+    }
+
+    /// Takes another guest for this one's: that of a process.
+    pub(crate) fn take_guest(&mut self, pid: u32) {
+        self.made = Some(pid);
+    }
+
+    /// A table of a place's network namespace, as /proc has it.
+    fn table(&self, place: Place, name: &str) -> Res<String> {
+        let path = match place {
+            Place::Host | Place::User => format!("/proc/self/net/{name}"),
+            Place::Remote => format!("/proc/{}/net/{name}", self.remote.pid()),
+            Place::Guest => format!("/proc/{}/net/{name}", self.guest_pid()),
+        };
+        fs::read_to_string(&path).context(path)
+    }
+
+    /// Waits until the host listens on every TCP port of some.
+    pub(crate) fn wait_forwarded(&self, forwarder: &mut Proc, forwards: &[Forward]) -> Res<()> {
+        let tcp = || forwards.iter().filter(|f| !f.udp).flat_map(|f| f.ports());
+        wait(forwarder, "the forwarded ports", || {
+            let open = self.listening(Place::Host)?;
+            Ok(tcp().all(|port| open.contains(&port)))
+        })
+    }
+
+    /// The ports on which a place listens.
+    pub(crate) fn listening(&self, place: Place) -> Res<HashSet<u16>> {
+        // proc(5): the local address ends in `:PORT` in hexadecimal; state 0A is LISTEN.
+        let port = |line: &str| {
+            let mut fields = line.split_whitespace().skip(1);
+            let local = fields.next()?;
+            (fields.nth(1) == Some("0A")).then_some(())?;
+            u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()
+        };
+        let text = self.table(place, "tcp")? + &self.table(place, "tcp6").unwrap_or_default();
+        Ok(text.lines().filter_map(port).collect())
     }
 
     /// Waits until the guest has a default route, the last thing every forwarder sets.
     pub(crate) fn wait_guest_route(&self, forwarder: &mut Proc) -> Res<()> {
-        let path = format!("/proc/{}/net/route", self.guest.pid());
         wait(forwarder, "the guest's default route", || {
-            let table = fs::read_to_string(&path).context(&path)?;
+            let table = self.table(Place::Guest, "route")?;
             Ok(table.lines().skip(1).any(|l| l.split_whitespace().nth(1) == Some("00000000")))
         })
     }
 
     /// Waits until the guest has an IPv6 default route and an address that may be used.
     pub(crate) fn wait_guest_ip6(&self, forwarder: &mut Proc) -> Res<()> {
-        let pid = self.guest.pid();
-        let read = |file| {
-            let path = format!("/proc/{pid}/net/{file}");
-            fs::read_to_string(&path).context(path)
-        };
+        let read = |file| self.table(Place::Guest, file);
         wait(forwarder, "the guest's IPv6 address and route", || {
             // Address, index, prefix length, scope (00: global), flags (40: tentative), name.
             let usable = |line: &str| {
@@ -159,21 +216,9 @@ impl Bed {
         })
     }
 
-    /// Waits until a server in the remote listens on a port.
-    pub(crate) fn wait_listen(&self, server: &mut Proc, port: u16) -> Res<()> {
-        // proc(5): the local address ends in `:PORT` in hexadecimal; state 0A is LISTEN.
-        let local = format!(":{port:04X}");
-        let listens = |line: &str| {
-            let mut fields = line.split_whitespace().skip(1);
-            fields.next().is_some_and(|a| a.ends_with(&local)) && fields.nth(1) == Some("0A")
-        };
-        let pid = self.remote.pid();
-        wait(server, "the server to listen", || {
-            let table = |family| fs::read_to_string(format!("/proc/{pid}/net/{family}"));
-            let text =
-                table("tcp").context("the remote's sockets")? + &table("tcp6").unwrap_or_default();
-            Ok(text.lines().any(listens))
-        })
+    /// Waits until a server listens on a port of its place.
+    pub(crate) fn wait_listen(&self, place: Place, server: &mut Proc, port: u16) -> Res<()> {
+        wait(server, "the server to listen", || Ok(self.listening(place)?.contains(&port)))
     }
 }
 
@@ -241,10 +286,18 @@ impl Proc {
 
     /// Waits for the first line it prints, while it goes on.
     pub(crate) fn line_within(&mut self, limit: Duration) -> Res<String> {
+        self.line_with("", limit)
+    }
+
+    /// Waits for the first line that begins like this, and gives the rest of it.
+    pub(crate) fn line_with(&mut self, begin: &str, limit: Duration) -> Res<String> {
         let deadline = proc::now() + limit;
         loop {
-            if let Some((line, _)) = self.output().split_once('\n') {
-                return Ok(line.to_owned());
+            let text = self.output();
+            // Without its end, a line may be half of one.
+            let mut whole = text.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n'));
+            if let Some(rest) = whole.find_map(|l| l.strip_prefix(begin)) {
+                return Ok(rest.to_owned());
             }
             self.still_runs()?;
             if proc::now() >= deadline {
@@ -423,9 +476,13 @@ fn measure(cell: &OsStr) -> Res<serde_json::Value> {
     let cell = Cell::from_json(&cell.to_string_lossy())?;
     own_mounts()?;
     raise_descriptors()?;
-    let bed = Bed::build(&cell).context("bed")?;
-    let (forwarder, ready) = cell.forwarder.attach(&bed, &cell)?;
-    let mut sample = load::run(&bed, forwarder, &cell)?;
+    let mut bed = Bed::build(&cell).context("bed")?;
+    let sockets_before = match cell.load {
+        Load::Ports { .. } => proc::sockets_kib_settled(),
+        _ => None,
+    };
+    let (forwarder, ready) = cell.forwarder.attach(&mut bed, &cell)?;
+    let mut sample = load::run(&bed, forwarder, &cell, sockets_before)?;
     sample["ready_ms"] = json!(ready.as_secs_f64() * 1e3);
     Ok(sample)
 }
@@ -457,6 +514,38 @@ fn own_mounts() -> Res<()> {
     // Apart from mknod, whose mode the umask cuts.
     fs::set_permissions(tun, std::os::unix::fs::PermissionsExt::from_mode(0o666))
         .context("open /dev/net/tun to all")
+}
+
+/// A folder that goes with the cell, and in which everybody may write.
+pub(crate) fn scratch() -> Res<PathBuf> {
+    // The cell's own file system (`own_mounts`).
+    let folder = PathBuf::from("/dev/net/scratch");
+    if !folder.exists() {
+        fs::create_dir(&folder).context(folder.display())?;
+        fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .context(folder.display())?;
+    }
+    Ok(folder)
+}
+
+/// Gives the ordinary user an entry in the files that some programs insist on, in the sight of this cell
+/// alone.
+pub(crate) fn enter_user(home: &Path) -> Res<()> {
+    let home = home.display();
+    for (file, line) in [
+        ("passwd", format!("perf:x:{USER}:{USER}::{home}:/bin/sh")),
+        ("group", format!("perf:x:{USER}:")),
+        ("subuid", "perf:1000000:65536".into()),
+        ("subgid", "perf:1000000:65536".into()),
+    ] {
+        let real = Path::new("/etc").join(file);
+        let text = fs::read_to_string(&real).context(real.display())?;
+        let own = scratch()?.join(file);
+        fs::write(&own, format!("{}\n{line}\n", text.trim_end())).context(own.display())?;
+        mount(Some(&own), &real, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .context(real.display())?;
+    }
+    Ok(())
 }
 
 /// A holder: makes its namespaces, says so, and stays until its stdin ends.

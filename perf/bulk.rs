@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Place, Proc};
+use crate::bed::{Bed, Proc};
 use crate::cell::{Cell, Direction};
 use crate::rivals::Forwarder;
 use crate::{Context, Res, bill};
@@ -16,43 +16,40 @@ use crate::{Context, Res, bill};
 /// Forwarders' own sockets keep that default.
 const CONGESTION: &str = "cubic";
 /// iperf3's port.
-const PORT: u16 = 5201;
+pub(crate) const PORT: u16 = 5201;
 /// What iperf3 may take beyond its seconds: a stalled stream still ends by itself, a dead one does not.
 const GRACE: Duration = Duration::from_secs(15);
 
 /// Measures.
 pub(crate) fn tcp(
     bed: &Bed,
-    mut forwarder: Option<Proc>,
+    forwarder: &mut Option<Proc>,
     cell: &Cell,
     streams: u32,
     secs: u32,
     direction: Direction,
     ip: u32,
 ) -> Res<Value> {
-    let mut server = Proc::start(bed.command(Place::Remote, "iperf3").args(["-s", "-1"]))?;
-    bed.wait_listen(&mut server, PORT).context("iperf3 server")?;
+    let ends = bed.ends(forwarder, ip);
+    let mut server = Proc::start(bed.command(ends.server, "iperf3").args(["-s", "-1"]))?;
+    bed.wait_listen(ends.server, &mut server, PORT).context("iperf3 server")?;
 
-    let place = if forwarder.is_some() { Place::Guest } else { Place::Host };
-    let mut client = bed.command(place, "iperf3");
-    client.args(["-c", bed.remote(ip), "-J", "-i", "0"]);
+    let mut client = bed.command(ends.client, "iperf3");
+    client.args(["-c", ends.at, "-J", "-i", "0"]);
     client.args(["-P", &streams.to_string(), "-t", &secs.to_string()]);
     let congestion = match cell.forwarder {
         Forwarder::DirectSystem => None,
         _ => Some(CONGESTION),
     };
     client.args(congestion.iter().flat_map(|c| ["-C", c]));
-    match direction {
-        Direction::Up => {}
-        Direction::Down => {
-            client.arg("-R");
-        }
-        Direction::Both => {
-            client.arg("--bidir");
-        }
+    let from_client = if ends.inbound { Direction::Down } else { Direction::Up };
+    if direction == Direction::Both {
+        client.arg("--bidir");
+    } else if direction != from_client {
+        client.arg("-R");
     }
 
-    let profiler = match (&cell.perf, &forwarder) {
+    let profiler = match (&cell.perf, &*forwarder) {
         (Some(file), Some(f)) => Some(profile(file, f.pid())?),
         _ => None,
     };
@@ -61,9 +58,15 @@ pub(crate) fn tcp(
         if let Some(profiler) = profiler {
             profiler.interrupt(GRACE).context("perf record")?;
         }
-        read_iperf(text, direction == Direction::Both, congestion)
+        let mut sample = read_iperf(text, direction == Direction::Both, congestion)?;
+        if ends.inbound && direction == Direction::Both {
+            let up = sample["gbps_up"].take();
+            sample["gbps_up"] = sample["gbps_down"].take();
+            sample["gbps_down"] = up;
+        }
+        Ok(sample)
     };
-    bill::run(&mut client, &mut forwarder, about, GRACE, read)
+    bill::run(&mut client, forwarder, about, GRACE, read)
 }
 
 /// The receiver's figures of `iperf3 -J`: what arrived, not what was handed in.

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::forwards::Forward;
 use crate::load::Load;
 use crate::rivals::Forwarder;
 use crate::{Context, Res};
@@ -53,6 +54,8 @@ pub(crate) struct Cell {
     pub(crate) mtu: u16,
     /// With which traffic.
     pub(crate) load: Load,
+    /// From the remote, by ports that lead into the guest; otherwise from the guest.
+    pub(crate) inbound: bool,
     /// Profile the forwarder into this file.
     pub(crate) perf: Option<PathBuf>,
 }
@@ -78,11 +81,21 @@ impl Cell {
         }
     }
 
+    /// The ports that have to lead into the guest.
+    pub(crate) fn forwards(&self) -> Vec<Forward> {
+        match self.load {
+            Load::Ports { count } => Forward::many(count),
+            _ if self.inbound => Forward::inbound(),
+            _ => Vec::new(),
+        }
+    }
+
     fn to_json(&self) -> Value {
         json!({
             "forwarder": self.forwarder.to_json(),
             "mtu": self.mtu,
             "load": self.load.to_json(),
+            "inbound": self.inbound,
             "perf": self.perf.as_ref().map(|p| p.to_string_lossy()),
         })
     }
@@ -95,6 +108,7 @@ impl Cell {
                 forwarder: Forwarder::from_json(&v["forwarder"])?,
                 mtu: v["mtu"].as_u64()?.try_into().ok()?,
                 load: Load::from_json(&v["load"])?,
+                inbound: v["inbound"].as_bool()?,
                 perf: v["perf"].as_str().map(PathBuf::from),
             })
         })()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Place, Proc};
+use crate::bed::{Bed, Ends, Place, Proc};
 use crate::cell::Direction;
 use crate::{Context, Res, bill, tool};
 
@@ -28,11 +28,14 @@ pub(crate) fn udp(
     probe_ms: u32,
 ) -> Res<Value> {
     let (size, gso) = (size.to_string(), if gso { "gso" } else { "single" });
-    let server = tool(bed, Place::Remote, &["udp-server", &size, gso]);
-    let mut server = listening(bed, server)?;
+    let ends = bed.ends(&forwarder, 4);
+    let (server_at, client_at) = if ends.inbound { ("near", "remote") } else { ("remote", "near") };
+    let mut server = listening(bed, &ends, &["udp-server", &size, gso, server_at])?;
     let ms = probe_ms.to_string();
-    let at = bed.remote(4);
-    let mut client = tool(bed, near(&forwarder), &["udp", at, &size, gso, direction.name(), &ms]);
+    // For a client in the remote, the guest's direction is the other one.
+    let sender = if (direction == Direction::Up) == ends.inbound { "server" } else { "client" };
+    let args = ["udp", ends.at, &size, gso, client_at, sender, &ms];
+    let mut client = tool(bed, ends.client, &args);
     // A look at the forwarder in the middle is in the middle of about so many tries, each with its drain.
     let each = Duration::from_millis(u64::from(probe_ms) + 250);
     let about = each * PROBES.0;
@@ -55,17 +58,19 @@ pub(crate) fn rr(
     ms: u32,
 ) -> Res<Value> {
     let (request, reply) = (request.to_string(), reply.to_string());
-    let _server = listening(bed, tool(bed, Place::Remote, &["echo-server", &request, &reply]))?;
+    let ends = bed.ends(&forwarder, 4);
+    let _server = listening(bed, &ends, &["echo-server", &request, &reply])?;
     let name = if udp { "udp-rr" } else { "tcp-rr" };
-    let args = [name, bed.remote(4), &request, &reply, &ms.to_string()];
-    let mut client = tool(bed, near(&forwarder), &args);
+    let args = [name, ends.at, &request, &reply, &ms.to_string()];
+    let mut client = tool(bed, ends.client, &args);
     bill::run(&mut client, &mut forwarder, millis(ms), GRACE, read)
 }
 
 /// Connections, each for one byte and one back. Figures as of [`rr`].
 pub(crate) fn crr(bed: &Bed, mut forwarder: Option<Proc>, ms: u32) -> Res<Value> {
-    let _server = listening(bed, tool(bed, Place::Remote, &["echo-server", "1", "1"]))?;
-    let mut client = tool(bed, near(&forwarder), &["crr", bed.remote(4), &ms.to_string()]);
+    let ends = bed.ends(&forwarder, 4);
+    let _server = listening(bed, &ends, &["echo-server", "1", "1"])?;
+    let mut client = tool(bed, ends.client, &["crr", ends.at, &ms.to_string()]);
     bill::run(&mut client, &mut forwarder, millis(ms), GRACE, read)
 }
 
@@ -77,10 +82,10 @@ pub(crate) fn flows(
     connections: u32,
     ms: u32,
 ) -> Res<Value> {
-    let _server = listening(bed, tool(bed, Place::Remote, &["echo-server", "1", "1"]))?;
+    let ends = bed.ends(&forwarder, 4);
+    let _server = listening(bed, &ends, &["echo-server", "1", "1"])?;
     let holder = hold(bed, &mut forwarder, connections.saturating_sub(1))?;
-    let mut client =
-        tool(bed, near(&forwarder), &["tcp-rr", bed.remote(4), "1", "1", &ms.to_string()]);
+    let mut client = tool(bed, ends.client, &["tcp-rr", ends.at, "1", "1", &ms.to_string()]);
     let mut sample = bill::run(&mut client, &mut forwarder, millis(ms), GRACE, read)?;
     sample["open"] = json!(holder.open + 1);
     sample["open_why"] = json!(holder.why);
@@ -98,8 +103,9 @@ pub(crate) struct Holder {
 
 /// Opens silent connections.
 pub(crate) fn hold(bed: &Bed, forwarder: &mut Option<Proc>, count: u32) -> Res<Holder> {
-    let args = ["hold", bed.remote(4), &count.to_string()];
-    let mut process = Proc::start(&mut tool(bed, near(forwarder), &args))?;
+    let ends = bed.ends(forwarder, 4);
+    let args = ["hold", ends.at, &count.to_string()];
+    let mut process = Proc::start(&mut tool(bed, ends.client, &args))?;
     let line = process.line_within(HOLD);
     if let Some(f) = forwarder {
         f.still_runs()?;
@@ -114,9 +120,9 @@ pub(crate) fn hold(bed: &Bed, forwarder: &mut Option<Proc>, count: u32) -> Res<H
 }
 
 /// Starts the server of a tool and waits until it listens.
-pub(crate) fn listening(bed: &Bed, mut command: Command) -> Res<Proc> {
-    let mut server = Proc::start(&mut command)?;
-    bed.wait_listen(&mut server, tool::PORT).context("server")?;
+pub(crate) fn listening(bed: &Bed, ends: &Ends, args: &[&str]) -> Res<Proc> {
+    let mut server = Proc::start(&mut tool(bed, ends.server, args))?;
+    bed.wait_listen(ends.server, &mut server, tool::PORT).context("server")?;
     Ok(server)
 }
 
@@ -127,15 +133,11 @@ pub(crate) fn tool(bed: &Bed, place: Place, args: &[&str]) -> Command {
     command
 }
 
-/// Where the client is.
-fn near(forwarder: &Option<Proc>) -> Place {
-    if forwarder.is_some() { Place::Guest } else { Place::Host }
-}
-
 fn millis(ms: u32) -> Duration {
     Duration::from_millis(ms.into())
 }
 
-fn read(text: &str) -> Res<Value> {
+/// What a tool said.
+pub(crate) fn read(text: &str) -> Res<Value> {
     serde_json::from_str(text.trim()).map_err(|_| text.trim().replace('\n', " / "))
 }

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::bed::{Bed, Proc};
 use crate::cell::{Cell, Direction};
-use crate::{Context, Res, bulk, exchange, still};
+use crate::fair::Beside;
+use crate::{Context, Res, bulk, exchange, fair, still};
 
 /// Which traffic.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +69,22 @@ pub(crate) enum Load {
     Idle {
         /// Seconds.
         secs: u32,
+    },
+    /// Ports that lead into the guest.
+    Ports {
+        /// How many.
+        count: u16,
+    },
+    /// iperf3 beside somebody who stalls or attacks.
+    Fair {
+        /// Parallel streams.
+        streams: u32,
+        /// Seconds of each of the three parts.
+        secs: u32,
+        /// Which way the streams go.
+        direction: Direction,
+        /// Who is beside them.
+        beside: Beside,
     },
     /// Idle connections.
     Memory {
@@ -150,6 +167,27 @@ impl Load {
                     ]
                 }
             }
+            Self::Ports { .. } => {
+                const {
+                    &[
+                        figure("ready_ms", "ms", 1.0, false),
+                        figure("listening", "listening", 1.0, true),
+                        figure("rss_kib", "RSS MB", MB, false),
+                        figure("sockets_kib", "kernel MB", MB, false),
+                    ]
+                }
+            }
+            Self::Fair { .. } => {
+                const {
+                    &[
+                        figure("share_percent", "% of alone", 1.0, true),
+                        GBPS,
+                        figure("gbps_alone", "alone", 1.0, true),
+                        figure("gbps_after", "after", 1.0, true),
+                        PEAK,
+                    ]
+                }
+            }
             Self::Memory { .. } => {
                 const {
                     &[
@@ -187,6 +225,10 @@ impl Load {
             Self::Crr { .. } => json!({ "clients": crate::tool::CRR_CLIENTS }),
             Self::Flows { connections, .. } => json!({ "connections": connections }),
             Self::Idle { secs } => json!({ "secs": secs }),
+            Self::Ports { count } => json!({ "ports": count }),
+            Self::Fair { streams, direction, beside, .. } => json!({
+                "direction": direction.name(), "streams": streams, "what": beside.name(),
+            }),
             Self::Memory { few, many } => json!({ "what": format!("{few} to {many} connections") }),
         };
         match v {
@@ -226,6 +268,11 @@ impl Load {
             }
             Self::Startup => json!({ "kind": "startup" }),
             Self::Idle { secs } => json!({ "kind": "idle", "secs": secs }),
+            Self::Ports { count } => json!({ "kind": "ports", "count": count }),
+            Self::Fair { streams, secs, direction, beside } => json!({
+                "kind": "fair", "streams": streams, "secs": secs, "direction": direction.name(),
+                "beside": beside.name(),
+            }),
             Self::Memory { few, many } => json!({ "kind": "memory", "few": few, "many": many }),
         }
     }
@@ -259,6 +306,13 @@ impl Load {
             "flows" => Self::Flows { connections: number("connections")?, ms: number("ms")? },
             "startup" => Self::Startup,
             "idle" => Self::Idle { secs: number("secs")? },
+            "ports" => Self::Ports { count: number("count")?.try_into().ok()? },
+            "fair" => Self::Fair {
+                streams: number("streams")?,
+                secs: number("secs")?,
+                direction: direction()?,
+                beside: Beside::parse(v["beside"].as_str()?)?,
+            },
             "memory" => Self::Memory { few: number("few")?, many: number("many")? },
             _ => return None,
         })
@@ -266,12 +320,18 @@ impl Load {
 }
 
 /// Runs a cell's load over its bed.
-pub(crate) fn run(bed: &Bed, forwarder: Option<Proc>, cell: &Cell) -> Res<Value> {
+/// `sockets_before`: KiB of the kernel for sockets before the forwarder was started, where it tells.
+pub(crate) fn run(
+    bed: &Bed,
+    mut forwarder: Option<Proc>,
+    cell: &Cell,
+    sockets_before: Option<u64>,
+) -> Res<Value> {
     match &cell.load {
         // Startup is timed where the forwarder is started.
         Load::Attach | Load::Startup => Ok(json!({})),
         Load::Tcp { streams, secs, direction, ip, .. } => {
-            bulk::tcp(bed, forwarder, cell, *streams, *secs, *direction, *ip)
+            bulk::tcp(bed, &mut forwarder, cell, *streams, *secs, *direction, *ip)
         }
         Load::Udp { size, gso, direction, probe_ms } => {
             exchange::udp(bed, forwarder, *size, *gso, *direction, *probe_ms)
@@ -282,6 +342,10 @@ pub(crate) fn run(bed: &Bed, forwarder: Option<Proc>, cell: &Cell) -> Res<Value>
         Load::Crr { ms } => exchange::crr(bed, forwarder, *ms),
         Load::Flows { connections, ms } => exchange::flows(bed, forwarder, *connections, *ms),
         Load::Idle { secs } => still::idle(forwarder, *secs),
+        Load::Ports { .. } => still::ports(bed, forwarder, sockets_before),
+        Load::Fair { streams, secs, direction, beside } => {
+            fair::fair(bed, forwarder, cell, *beside, (*streams, *secs, *direction))
+        }
         Load::Memory { few, many } => still::memory(bed, forwarder, *few, *many),
     }
     .context(cell.forwarder.label())

@@ -19,6 +19,8 @@ mod bill;
 mod bulk;
 mod cell;
 mod exchange;
+mod fair;
+mod forwards;
 mod load;
 mod options;
 mod plot;
@@ -31,6 +33,7 @@ mod tool;
 mod work;
 
 use cell::{Cell, Direction};
+use fair::Beside;
 use load::Load;
 use options::{Options, Verb};
 use report::{Machine, Series};
@@ -138,11 +141,12 @@ fn measure(work: Work, options: &Options) -> Res<()> {
         }
     }
     println!();
+    let verb = if options.inbound { work.name_inbound() } else { work.name() };
     for block in series.chunks(per_block) {
-        report::table(work.name(), block, options);
+        report::table(verb, block, options);
     }
     report::idle_line(&idle);
-    report::save(work.name(), &machine, options, &idle, &series)?;
+    report::save(verb, &machine, options, &idle, &series)?;
     match series.iter().map(Series::failures).sum::<usize>() {
         0 => Ok(()),
         n => Err(format!("{n} of {cells_all} measurements failed (listed above)")),
@@ -179,21 +183,24 @@ fn check() -> Res<()> {
     plot::self_check()?;
     tool::echo::self_check()?;
     tool::flood::self_check()?;
+    tool::nuisance::self_check()?;
+    forwards::self_check()?;
     if let Err(why) = need_root() {
         println!("perf: beds not checked: {why}");
         return Ok(());
     }
     let options = Options::default();
     let mut failed = 0;
-    let mut cell = |forwarder: &Forwarder, load: Load| {
+    let mut cell = |forwarder: &Forwarder, load: Load, inbound: bool| {
         let label = forwarder.label().to_owned();
-        match (Cell { forwarder: forwarder.clone(), mtu: 1500, load: load.clone(), perf: None })
-            .run()
-        {
-            Ok(sample) => println!("{label:<13} ok {load:?} {sample}"),
+        let forwarder = forwarder.clone();
+        let way = if inbound { "in " } else { "" };
+        let cell = Cell { forwarder, mtu: 1500, load: load.clone(), inbound, perf: None };
+        match cell.run() {
+            Ok(sample) => println!("{label:<13} ok {way}{load:?} {sample}"),
             Err(e) => {
                 failed += 1;
-                println!("{label:<13} FAILED {load:?}: {e}");
+                println!("{label:<13} FAILED {way}{load:?}: {e}");
             }
         }
     };
@@ -202,9 +209,18 @@ fn check() -> Res<()> {
             Some(program) if !rivals::installed(program) => {
                 println!("{:<13} left out: {program} is not installed", f.label());
             }
-            // A rival's own trouble with traffic is no defect of this tree: it only has to come up.
-            Some(_) => cell(&f, Load::Attach),
-            None => brief(&f).into_iter().for_each(|load| cell(&f, load)),
+            // A rival's own trouble with traffic is no defect of this tree: it only has to come up, and
+            // to have ports.
+            Some(_) => {
+                if !matches!(f, Forwarder::Rootlesskit) {
+                    cell(&f, Load::Attach, false);
+                }
+                cell(&f, Load::Attach, true);
+            }
+            None => {
+                brief(&f).into_iter().for_each(|load| cell(&f, load, false));
+                brief_inbound(&f).into_iter().for_each(|load| cell(&f, load, true));
+            }
         }
     }
     if failed == 0 { Ok(()) } else { Err(format!("{failed} cells failed")) }
@@ -217,6 +233,7 @@ fn brief(forwarder: &Forwarder) -> Vec<Load> {
     let rr = |udp| Load::Rr { udp, request: 64, reply: 1024, ms: 200 };
     let mut loads = match forwarder {
         Forwarder::DirectSystem => vec![tcp(Direction::Up, 4)],
+        Forwarder::Ringtap { label, .. } if label == rivals::OPEN => vec![Load::Startup],
         _ => vec![
             tcp(Direction::Both, 4),
             tcp(Direction::Down, 6),
@@ -229,7 +246,31 @@ fn brief(forwarder: &Forwarder) -> Vec<Load> {
         ],
     };
     if forwarder.label() == "ringtap" {
-        loads.extend([Load::Startup, Load::Memory { few: 10, many: 20 }]);
+        loads.extend([
+            Load::Startup,
+            Load::Memory { few: 10, many: 20 },
+            Load::Ports { count: 200 },
+        ]);
+        loads.extend([Beside::DeafGuest, Beside::Garbage].map(|beside| {
+            let direction = Direction::Up;
+            Load::Fair { streams: 1, secs: 1, direction, beside }
+        }));
     }
     loads
+}
+
+/// The same by forwarded ports.
+fn brief_inbound(forwarder: &Forwarder) -> Vec<Load> {
+    let udp = |size, gso, direction| Load::Udp { size, gso, direction, probe_ms: 20 };
+    let direction = Direction::Both;
+    match forwarder.label() {
+        "direct" | "ringtap" => vec![
+            Load::Tcp { streams: 2, secs: 1, direction, ip: 4, delay_ms: 0 },
+            udp(1400, true, Direction::Down),
+            udp(1400, false, Direction::Up),
+            Load::Rr { udp: true, request: 64, reply: 1024, ms: 200 },
+            Load::Crr { ms: 200 },
+        ],
+        _ => Vec::new(),
+    }
 }

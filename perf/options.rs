@@ -10,7 +10,7 @@ use crate::all;
 use crate::cell::{Cell, Direction};
 use crate::report::Series;
 use crate::revision::Named;
-use crate::rivals::Forwarder;
+use crate::rivals::{Forwarder, OPEN};
 use crate::work::Work;
 
 /// `--help`.
@@ -28,6 +28,13 @@ Each through direct veth, ringtap, slirp4netns and pasta, in paired rounds:
   idle         wake-ups, CPU time and memory of --secs (60) without traffic (--rounds 1)
   memory       per idle connection, from 1,000 to 10,000 (--rounds 1)
   wan          bulk, over a path of 20 ms there and back (netem)
+  ports        start-up with 1 and 10,000 forwarded TCP ports, and the memory they take; slirp4netns
+               gets them by its API (those of 30 s), as it has no other way
+  fair         bulk (--streams 4, --secs 3, three times) beside a server or a guest that never reads, and
+               beside floods by the guest of SYNs and of garbage (20,000 packets per second each),
+               relative to bulk alone before and after
+With --inbound, tcp, udp, rr and crr connect from the remote to a server in the guest, by forwarded ports:
+ringtap --publish, slirp4netns's API, pasta's -t and -u, and rootlesskit's builtin port driver.
 And:
   ab A B       two builds of ringtap, alternated A B B A: revisions of git (each built in a
                checkout of its own, kept in target/ab), or files
@@ -35,15 +42,19 @@ And:
   plot FILE... pictures (SVG, and PNG by rsvg-convert) of what --json wrote, into --out DIR
 
   --rounds N           rounds (5)
-  --secs N             seconds of each cell (5; crr 3, wan 10); udp: of ten tries
-  --streams N[,N]      parallel streams (1)
+  --secs N             seconds of each cell (5; crr 3, wan 10, fair 3 of each part); udp: of ten tries
+  --streams N[,N]      parallel streams (1; fair 4)
   --mtu N[,N]          MTU of the guest and of the veth pair (1500; tcp 1500,65520)
   --dir up,down,both   guest to host, host to guest, tcp and wan: both at once (up,down)
   --ip 4|6             IP version of tcp and wan (4)
+  --inbound            to the guest by forwarded ports (IPv4); --dir stays as it is, up from the guest
   --only NAME[,NAME]   of direct, direct-system (the system's congestion control, not cubic),
-                       ringtap, slirp4netns, pasta (all)
+                       ringtap, slirp4netns, pasta (all), rootlesskit (inbound), ringtap-open
+                       (--no-sandbox --no-seccomp; startup and ports)
   --ringtap PATH       the ringtap to measure (the release build of this tree)
   --ringtap-args ARGS  more options for `ringtap attach`, split at blanks
+  --args-a, --args-b ARGS  ab: the same for one side, so `ab X X --args-b \"--no-sandbox --no-seccomp\"`
+                       tells what the walls cost
   --json FILE          every number, for machines
   --plot DIR           pictures, as the verb `plot` draws them
   --perf FILE          `perf record -g` the forwarder; with more than one cell, FILE.NAME.MTU.DIR.ROUND
@@ -85,6 +96,10 @@ pub(crate) struct Options {
     pub(crate) ringtap: PathBuf,
     /// More of its options.
     pub(crate) ringtap_args: Vec<String>,
+    /// And more of A's and B's.
+    pub(crate) side_args: [Vec<String>; 2],
+    /// To the guest by forwarded ports.
+    pub(crate) inbound: bool,
     /// Where the numbers go.
     pub(crate) json: Option<PathBuf>,
     /// Where the pictures go.
@@ -105,6 +120,8 @@ impl Default for Options {
             only: Vec::new(),
             ringtap: env!("CARGO_BIN_EXE_ringtap").into(),
             ringtap_args: Vec::new(),
+            side_args: Default::default(),
+            inbound: false,
             json: None,
             plot: None,
             perf: None,
@@ -115,12 +132,16 @@ impl Default for Options {
 impl Options {
     /// The forwarders asked for, in the order of the table.
     pub(crate) fn forwarders(&self) -> Vec<Forwarder> {
+        let mut open = self.ringtap_args.clone();
+        open.extend(["--no-sandbox", "--no-seccomp"].map(str::to_owned));
         let mut all = vec![
             Forwarder::Direct,
             Forwarder::DirectSystem,
             Forwarder::ringtap("ringtap", &self.ringtap, &self.ringtap_args),
+            Forwarder::ringtap(OPEN, &self.ringtap, &open),
             Forwarder::Slirp4netns,
             Forwarder::Pasta,
+            Forwarder::Rootlesskit,
         ];
         all.retain(|f| self.only.is_empty() || self.only.iter().any(|o| o == f.label()));
         all
@@ -132,6 +153,7 @@ impl Options {
             forwarder: forwarder.clone(),
             mtu: series.mtu,
             load: series.load.clone(),
+            inbound: self.inbound,
             perf: None,
         }
     }
@@ -145,7 +167,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Res<Verb> {
 fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     use lexopt::Arg::{Long, Short, Value};
     let mut o = Options::default();
-    let (mut rounds, mut secs, mut mtus) = (None, None, None);
+    let (mut rounds, mut secs, mut mtus, mut streams) = (None, None, None, None);
     let mut words = Vec::new();
     let mut out: Option<PathBuf> = None;
     let mut parser = lexopt::Parser::from_args(&args);
@@ -158,7 +180,8 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
             Long("rounds") => rounds = Some(at_least_one("--rounds", &mut parser)?),
             Long("secs") => secs = Some(at_least_one("--secs", &mut parser)?),
             Long("streams") => {
-                o.streams = list("--streams", &mut parser, |s| s.parse().ok().filter(|n| *n > 0))?;
+                let read = |s: &str| s.parse().ok().filter(|n| *n > 0);
+                streams = Some(list("--streams", &mut parser, read)?);
             }
             Long("ip") => match list("--ip", &mut parser, |s| s.parse().ok())?.as_slice() {
                 [ip @ (4 | 6)] => o.ip = *ip,
@@ -173,9 +196,11 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
             }
             Long("ringtap") => o.ringtap = binary("--ringtap", parser.value()?)?,
             Long("ringtap-args") => {
-                let args = parser.value()?.string()?;
-                o.ringtap_args = args.split_whitespace().map(str::to_owned).collect();
+                o.ringtap_args = split(&mut parser)?;
             }
+            Long("args-a") => o.side_args[0] = split(&mut parser)?,
+            Long("args-b") => o.side_args[1] = split(&mut parser)?,
+            Long("inbound") => o.inbound = true,
             Long("json") => o.json = Some(parser.value()?.into()),
             Long("plot") => o.plot = Some(parser.value()?.into()),
             Long("out") => out = Some(parser.value()?.into()),
@@ -195,6 +220,16 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
     o.rounds = rounds.unwrap_or_else(|| defaults.rounds());
     o.secs = secs.unwrap_or_else(|| defaults.secs());
     o.mtus = mtus.unwrap_or_else(|| defaults.mtus());
+    o.streams = streams.unwrap_or_else(|| defaults.streams());
+    if o.inbound && !work.is_some_and(Work::may_be_inbound) {
+        return Err("--inbound: for tcp, udp, rr and crr only".into());
+    }
+    if o.inbound && o.ip != 4 {
+        return Err("--inbound: IPv4 only, as slirp4netns forwards nothing else".into());
+    }
+    if o.side_args.iter().any(|a| !a.is_empty()) && verb.as_deref() != Some("ab") {
+        return Err("--args-a, --args-b: for ab only (--ringtap-args is for the others)".into());
+    }
     match (verb.as_deref(), words.next(), words.next()) {
         (None, ..) => Ok(Verb::Help),
         (Some("all"), None, _) => Ok(Verb::All(o, all::passed_on(&args))),
@@ -211,6 +246,11 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
         (Some("plot"), ..) => Err("plot: a file that --json wrote is needed".into()),
         (Some(verb), ..) => Err(format!("{verb}: no such verb, or too many words after it").into()),
     }
+}
+
+/// Words split at blanks.
+fn split(parser: &mut lexopt::Parser) -> Result<Vec<String>, lexopt::Error> {
+    Ok(parser.value()?.string()?.split_whitespace().map(str::to_owned).collect())
 }
 
 /// A program that is there: told now, not once per cell.

@@ -49,6 +49,7 @@ impl Machine {
                 ("ringtap", own),
                 ("slirp4netns", version(Path::new("slirp4netns"))),
                 ("pasta", pasta_version()),
+                ("rootlesskit", version(Path::new("rootlesskit"))),
                 ("iperf3", version(Path::new("iperf3"))),
             ],
         }
@@ -220,8 +221,9 @@ pub(crate) fn table(verb: &str, block: &[Series], options: &Options) {
         println!("{}", text.trim_end());
     }
     if let Some(own) = block.iter().find(|s| s.forwarder == "ringtap") {
-        let rivals =
-            block.iter().filter(|s| ["slirp4netns", "pasta"].contains(&s.forwarder.as_str()));
+        let rivals = block
+            .iter()
+            .filter(|s| ["slirp4netns", "pasta", "rootlesskit"].contains(&s.forwarder.as_str()));
         for rival in rivals {
             if let Some(ratio) = own.ratio(rival, main.key) {
                 println!("  ringtap / {}: {ratio}, of paired rounds", rival.forwarder);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{self, Bed, Place, Proc};
 use crate::cell::Cell;
+use crate::forwards::{self, Forward};
 use crate::load::Load;
 use crate::{Context, Res, proc};
 
@@ -32,7 +33,13 @@ pub(crate) enum Forwarder {
     Slirp4netns,
     /// `pasta`.
     Pasta,
+    /// `rootlesskit` with its builtin port driver: inbound only, as slirp4netns carries the rest. It
+    /// makes the guest itself.
+    Rootlesskit,
 }
+
+/// The label of a ringtap without walls.
+pub(crate) const OPEN: &str = "ringtap-open";
 
 impl Forwarder {
     /// A ringtap binary under a name.
@@ -46,7 +53,7 @@ impl Forwarder {
             Self::Direct => "direct",
             Self::DirectSystem => "direct-system",
             Self::Ringtap { label, .. } => label,
-            Self::Slirp4netns | Self::Pasta => self.rival().unwrap_or_default(),
+            Self::Slirp4netns | Self::Pasta | Self::Rootlesskit => self.rival().unwrap_or_default(),
         }
     }
 
@@ -56,12 +63,14 @@ impl Forwarder {
             Self::Direct | Self::DirectSystem | Self::Ringtap { .. } => None,
             Self::Slirp4netns => Some("slirp4netns"),
             Self::Pasta => Some("pasta"),
+            Self::Rootlesskit => Some("rootlesskit"),
         }
     }
 
     /// Starts it as the ordinary user, in the foreground, and waits until the guest can speak. `None`:
-    /// nothing to start. With the time from its start until it said so.
-    pub(crate) fn attach(&self, bed: &Bed, cell: &Cell) -> Res<(Option<Proc>, Duration)> {
+    /// nothing to start. With the time from its start until it said so, and had its ports.
+    pub(crate) fn attach(&self, bed: &mut Bed, cell: &Cell) -> Res<(Option<Proc>, Duration)> {
+        let forwards = cell.forwards();
         let guest = bed.guest_pid().to_string();
         let mtu = cell.mtu.to_string();
         let six = cell.load.ip() == 6;
@@ -79,6 +88,9 @@ impl Forwarder {
                 let (read, write) = bed::ready_pipe()?;
                 let mut command = bed.command(Place::User, path);
                 command.args(["attach", "--mtu", &mtu, "--ready-fd", &bed::number(&write)]);
+                for forward in &forwards {
+                    command.args(["-p", &forward.ringtap()]);
+                }
                 command.args(args).arg(&guest);
                 start_and_wait(&mut command, read, write)
             }
@@ -86,22 +98,40 @@ impl Forwarder {
                 let (read, write) = bed::ready_pipe()?;
                 let mut command = bed.command(Place::User, "slirp4netns");
                 command.args(["-c", "-m", &mtu, "-r", &bed::number(&write)]);
-                command.args(six.then_some("--enable-ipv6")).args([&guest, "tap0"]);
-                start_and_wait(&mut command, read, write)
+                command.args(six.then_some("--enable-ipv6"));
+                let api = bed::scratch()?.join("api");
+                if !forwards.is_empty() {
+                    command.arg("--api-socket").arg(&api);
+                }
+                command.args([&guest, "tap0"]);
+                let process = start_and_wait(&mut command, read, write);
+                if process.is_ok() && !forwards.is_empty() {
+                    forwards::add_by_api(&api, &forwards).context(self.label())?;
+                    ready = Some(begin.elapsed());
+                }
+                process
             }
             // No ready descriptor here: in the background its parent's exit says it, in the foreground
             // nothing does. So only the route below is waited for. In the background it would also move to
-            // a PID of its own. Ports: none, as their default follows the guest's listening sockets
-            // by a scan every second.
+            // a PID of its own. Ports: none but those asked for, as their default follows the guest's
+            // listening sockets by a scan every second.
             Self::Pasta if cell.load == Load::Startup => {
-                let mut pasta = self.pasta(bed, &mtu, six);
+                let mut pasta = self.pasta(bed, &mtu, six, &forwards);
                 pasta.arg(&guest);
                 return background(pasta, begin).context(self.label());
             }
-            Self::Pasta => Proc::start(self.pasta(bed, &mtu, six).arg("--foreground").arg(&guest)),
+            Self::Pasta => {
+                let mut pasta = self.pasta(bed, &mtu, six, &forwards);
+                Proc::start(pasta.arg("--foreground").arg(&guest))
+            }
+            Self::Rootlesskit => rootlesskit(bed, &mtu, &forwards),
         }
         .context(self.label())?;
         bed.wait_guest_route(&mut process).context(self.label())?;
+        // With many ports, how many there are is a figure.
+        if !matches!(cell.load, Load::Ports { .. }) || ready.is_none() {
+            bed.wait_forwarded(&mut process, &forwards).context(self.label())?;
+        }
         let ready = ready.unwrap_or_else(|| begin.elapsed());
         if six {
             bed.wait_guest_ip6(&mut process).context(self.label())?;
@@ -110,10 +140,12 @@ impl Forwarder {
     }
 
     /// pasta, all but how it stays and to whom it attaches.
-    fn pasta(&self, bed: &Bed, mtu: &str, six: bool) -> Command {
+    fn pasta(&self, bed: &Bed, mtu: &str, six: bool, forwards: &[Forward]) -> Command {
         let mut command = bed.command(Place::User, "pasta");
         command.args(["--quiet", "--config-net", "--ns-ifname=tap0", "--no-map-gw"]);
-        command.args(["--tcp-ports=none", "--udp-ports=none", "--tcp-ns=none", "--udp-ns=none"]);
+        command.args(["--tcp-ports", &Forward::pasta(forwards, false)]);
+        command.args(["--udp-ports", &Forward::pasta(forwards, true)]);
+        command.args(["--tcp-ns=none", "--udp-ns=none"]);
         command.args(["--mtu", mtu]);
         if !six {
             command.arg("--ipv4-only");
@@ -127,9 +159,11 @@ impl Forwarder {
             Self::Ringtap { label, path, args } => {
                 json!({ "ringtap": { "label": label, "path": path.to_string_lossy(), "args": args } })
             }
-            Self::Direct | Self::DirectSystem | Self::Slirp4netns | Self::Pasta => {
-                json!(self.label())
-            }
+            Self::Direct
+            | Self::DirectSystem
+            | Self::Slirp4netns
+            | Self::Pasta
+            | Self::Rootlesskit => json!(self.label()),
         }
     }
 
@@ -140,6 +174,7 @@ impl Forwarder {
             Some("direct-system") => Some(Self::DirectSystem),
             Some("slirp4netns") => Some(Self::Slirp4netns),
             Some("pasta") => Some(Self::Pasta),
+            Some("rootlesskit") => Some(Self::Rootlesskit),
             Some(_) => None,
             None => {
                 let r = &v["ringtap"];
@@ -159,6 +194,28 @@ fn start_and_wait(command: &mut Command, read: OwnedFd, write: OwnedFd) -> Res<P
     // Ours goes, so that the pipe ends when the forwarder does.
     drop(write);
     bed::wait_ready(&mut process, read)?;
+    Ok(process)
+}
+
+/// Starts rootlesskit, which makes a guest, starts slirp4netns for it, and carries connections from the
+/// host into it by itself; gives the guest to the bed.
+fn rootlesskit(bed: &mut Bed, mtu: &str, forwards: &[Forward]) -> Res<Proc> {
+    let home = bed::scratch()?;
+    // It asks for the user's name, and for the ranges of newuidmap.
+    bed::enter_user(&home)?;
+    let mut command = bed.command(Place::User, "rootlesskit");
+    command.env("HOME", &home).env("XDG_RUNTIME_DIR", &home).env("USER", "perf");
+    command.arg("--state-dir").arg(home.join("rootlesskit"));
+    command.args(["--net=slirp4netns", "--mtu", mtu, "--disable-host-loopback"]);
+    command.args(["--copy-up=/etc", "--port-driver=builtin"]);
+    for publish in forwards.iter().flat_map(|f| f.rootlesskit()) {
+        command.args(["--publish", &publish]);
+    }
+    // A process of the guest that tells its number and stays.
+    command.args(["sh", "-c", "echo guest $$; exec sleep 86400"]);
+    let mut process = Proc::start(&mut command)?;
+    let guest = process.line_with("guest ", bed::START)?;
+    bed.take_guest(guest.parse().context("the guest's PID")?);
     Ok(process)
 }
 

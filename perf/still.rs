@@ -35,8 +35,8 @@ pub(crate) fn idle(forwarder: Option<Proc>, secs: u32) -> Res<Value> {
 /// cell's, which has no forwarder, what the forwarder costs), `rss_kib` (with all open), `open`,
 /// `open_why`.
 pub(crate) fn memory(bed: &Bed, mut forwarder: Option<Proc>, few: u32, many: u32) -> Res<Value> {
-    let server = exchange::tool(bed, Place::Remote, &["echo-server", "1", "1"]);
-    let _server = exchange::listening(bed, server)?;
+    let ends = bed.ends(&forwarder, 4);
+    let _server = exchange::listening(bed, &ends, &["echo-server", "1", "1"])?;
     let mut look = |more: u32| -> Res<_> {
         let holder = exchange::hold(bed, &mut forwarder, more)?;
         std::thread::sleep(GIVE_BACK);
@@ -51,5 +51,20 @@ pub(crate) fn memory(bed: &Bed, mut forwarder: Option<Proc>, few: u32, many: u32
         "rss_kib": rss_many,
         "open": first.open + second.open,
         "open_why": first.why + &second.why,
+    }))
+}
+
+/// What forwarded ports cost while nobody uses them. Figures: `listening` (TCP ports of the host),
+/// `rss_kib`, `sockets_kib` (what the kernel has for sockets and their like more than before the start; of
+/// the whole machine).
+pub(crate) fn ports(bed: &Bed, forwarder: Option<Proc>, sockets_before: Option<u64>) -> Res<Value> {
+    let mut f = forwarder.ok_or("nothing runs that could forward")?;
+    std::thread::sleep(GIVE_BACK);
+    f.still_runs()?;
+    let sockets = proc::sockets_kib().ok().zip(sockets_before);
+    Ok(json!({
+        "listening": bed.listening(Place::Host)?.len(),
+        "rss_kib": bill::rss(Some(&f))?,
+        "sockets_kib": sockets.map(|(now, before)| now as f64 - before as f64),
     }))
 }

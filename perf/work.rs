@@ -1,9 +1,10 @@
 //! The verbs that measure: which loads, through whom, how often unless told otherwise.
 
 use crate::cell::Direction;
+use crate::fair::Beside;
 use crate::load::Load;
 use crate::options::Options;
-use crate::rivals::Forwarder;
+use crate::rivals::{Forwarder, OPEN};
 
 /// A verb that measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +27,15 @@ pub(crate) enum Work {
     Memory,
     /// Bulk TCP over a long path.
     Wan,
+    /// Forwarded ports, at the start.
+    Ports,
+    /// Bulk TCP beside somebody who stalls or attacks.
+    Fair,
 }
 
 impl Work {
     /// All, in the order of the help.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Tcp,
         Self::Udp,
         Self::Rr,
@@ -40,6 +45,8 @@ impl Work {
         Self::Idle,
         Self::Memory,
         Self::Wan,
+        Self::Ports,
+        Self::Fair,
     ];
 
     /// As typed, and as the document says.
@@ -54,6 +61,19 @@ impl Work {
             Self::Idle => "idle",
             Self::Memory => "memory",
             Self::Wan => "wan",
+            Self::Ports => "ports",
+            Self::Fair => "fair",
+        }
+    }
+
+    /// The same by forwarded ports.
+    pub(crate) fn name_inbound(self) -> &'static str {
+        match self {
+            Self::Tcp => "inbound-tcp",
+            Self::Udp => "inbound-udp",
+            Self::Rr => "inbound-rr",
+            Self::Crr => "inbound-crr",
+            _ => self.name(),
         }
     }
 
@@ -72,9 +92,21 @@ impl Work {
             Self::Idle => 60,
             // The ports of a fast one would not last longer.
             Self::Crr => 3,
+            // Three times in each cell.
+            Self::Fair => 3,
             Self::Wan => 10,
             _ => 5,
         }
+    }
+
+    /// Streams unless told otherwise.
+    pub(crate) fn streams(self) -> Vec<u32> {
+        if self == Self::Fair { vec![4] } else { vec![1] }
+    }
+
+    /// Whether there is something to connect to in the guest.
+    pub(crate) fn may_be_inbound(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp | Self::Rr | Self::Crr)
     }
 
     /// MTUs unless told otherwise: the largest matters to bulk alone.
@@ -125,6 +157,17 @@ impl Work {
             }
             Self::Startup => vec![Load::Startup],
             Self::Idle => vec![Load::Idle { secs: o.secs }],
+            Self::Ports => [1, 10_000].map(|count| Load::Ports { count }).into(),
+            Self::Fair => Beside::ALL
+                .into_iter()
+                .flat_map(|beside| {
+                    let streams = o.streams.iter().copied();
+                    streams.flat_map(move |streams| {
+                        let secs = o.secs;
+                        ways().map(move |direction| Load::Fair { streams, secs, direction, beside })
+                    })
+                })
+                .collect(),
             Self::Memory => vec![Load::Memory { few: 1000, many: 10_000 }],
         }
     }
@@ -133,7 +176,12 @@ impl Work {
     pub(crate) fn forwarders(self, o: &Options) -> Vec<Forwarder> {
         let mut all = o.forwarders();
         all.retain(|f| match f {
-            Forwarder::Direct => !matches!(self, Self::Startup | Self::Idle),
+            Forwarder::Direct => !matches!(self, Self::Startup | Self::Idle | Self::Ports),
+            // The same program with less around it: what starting it costs is what differs.
+            Forwarder::Ringtap { label, .. } if label == OPEN => {
+                matches!(self, Self::Startup | Self::Ports)
+            }
+            Forwarder::Rootlesskit => o.inbound,
             // Only where it makes a difference.
             Forwarder::DirectSystem => matches!(self, Self::Tcp | Self::Wan),
             _ => true,

@@ -58,6 +58,7 @@ const US: (&str, f64) = ("microseconds", 1.0);
 const MS: (&str, f64) = ("milliseconds", 1.0);
 const BYTES: (&str, f64) = ("bytes in the process", 1.0);
 const KDPS: (&str, f64) = ("thousand datagrams per second", 1e-3);
+const SHARE: (&str, f64) = ("% of the same without it", 1.0);
 const TRIPS: (&str, f64) = ("round trips per second", 1.0);
 const OPENED: (&str, f64) = ("connections per second", 1.0);
 const REQUESTS: (&str, f64) = ("requests per second", 1.0);
@@ -81,6 +82,14 @@ const PICTURES: &[Picture] = &[
     Picture::new("idle", "-memory", "Resident memory while nothing happens", "rss_kib", MB, false),
     Picture::new("memory", "", "Memory of an idle connection", "rss_bytes_each", BYTES, false),
     Picture::new("wan", "", "TCP over a long path", "gbps", GBPS, true),
+    Picture::new("inbound-tcp", "", "TCP into the guest's ports", "gbps", GBPS, true),
+    Picture::new("inbound-tcp", "-cpu", "CPU time for it", "cpu_secs_per_gb", CPU, false),
+    Picture::new("inbound-udp", "", "UDP by the guest's ports, 1% loss", "pps", KDPS, true).apart(),
+    Picture::new("inbound-rr", "", "Request and response by a port", "rate", TRIPS, true),
+    Picture::new("inbound-crr", "", "New connections by ports", "rate", OPENED, true),
+    Picture::new("ports", "", "Start with forwarded ports", "ready_ms", MS, false).apart(),
+    Picture::new("ports", "-memory", "Memory of forwarded ports", "rss_kib", MB, false).apart(),
+    Picture::new("fair", "", "TCP beside trouble", "share_percent", SHARE, true),
     Picture::new("ab", "", "Two builds: TCP throughput", "gbps", GBPS, true),
     Picture::new("ab", "-cpu", "Two builds: CPU time to carry TCP", "cpu_secs_per_gb", CPU, false),
 ];

@@ -27,17 +27,19 @@ const FONT: &str = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'Liberati
 
 /// Colours of Okabe and Ito's palette, told apart by eyes of every kind. The rivals' are paler: ringtap's
 /// is also the darkest, so it stands out without any colour at all.
-const COLOURS: [(&str, &str); 6] = [
+const COLOURS: [(&str, &str); 8] = [
     ("direct", "#c3c8ce"),
     ("ringtap", "#0064a8"),
     ("slirp4netns", "#eab64d"),
     ("pasta", "#7fc4ae"),
+    ("rootlesskit", "#d99ac0"),
+    ("ringtap-open", "#5d9fd0"),
     // Of two builds.
     ("A", "#9aa7b4"),
     ("B", "#0064a8"),
 ];
 /// For those without a colour of their own, in turn.
-const OTHERS: [&str; 3] = ["#d99ac0", "#8fcbee", "#e0915f"];
+const OTHERS: [&str; 2] = ["#8fcbee", "#e0915f"];
 
 /// Where things are.
 struct Frame {

@@ -29,8 +29,8 @@ const FIRST: f64 = 4000.0;
 const LEAST: f64 = 50.0;
 /// A sender below this share of what it was to offer is itself the limit.
 const KEPT_UP: f64 = 0.95;
-/// Receive buffer: a receiver that waits for its turn on a busy processor should lose nothing. The remote
-/// gets it; the client, in the guest or not, only what net.core.rmem_max allows, as SO_RCVBUFFORCE is for
+/// Receive buffer: a receiver that waits for its turn on a busy processor should lose nothing. The end in the
+/// remote gets it; the other, in the guest or not, only what net.core.rmem_max allows, as SO_RCVBUFFORCE is for
 /// the machine's root.
 const BUFFER: usize = 8 << 20;
 /// The longest datagram of a greeting, shorter than any payload.
@@ -53,16 +53,15 @@ struct End {
 }
 
 impl End {
-    fn new(port: u16, size: usize, gso: bool) -> Res<Arc<Self>> {
+    fn new(port: u16, size: usize, gso: bool, remote: bool) -> Res<Arc<Self>> {
         if size <= GREETING {
             return Err(format!("datagrams of more than {GREETING} bytes are needed"));
         }
         let socket = UdpSocket::bind(("0.0.0.0", port)).context("bind")?;
-        let client = port == 0;
-        if client {
-            setsockopt(&socket, sockopt::RcvBuf, &BUFFER).context("SO_RCVBUF")?;
-        } else {
+        if remote {
             setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).context("SO_RCVBUFFORCE")?;
+        } else {
+            setsockopt(&socket, sockopt::RcvBuf, &BUFFER).context("SO_RCVBUF")?;
         }
         if gso {
             setsockopt(&socket, sockopt::UdpGroSegment, &true).context("UDP_GRO")?;
@@ -163,9 +162,9 @@ fn refused(e: &std::io::Error) -> bool {
     e.raw_os_error().is_some_and(|e| soft.contains(&e))
 }
 
-/// The remote's end, for one client.
-pub(super) fn serve(size: usize, gso: bool) -> Res<()> {
-    let end = End::new(PORT, size, gso)?;
+/// The server's end, for one client.
+pub(super) fn serve(size: usize, gso: bool, remote: bool) -> Res<()> {
+    let end = End::new(PORT, size, gso, remote)?;
     let (stream, _) =
         TcpListener::bind(("0.0.0.0", PORT)).context("listen")?.accept().context("accept")?;
     let mut lines = BufReader::new(stream.try_clone().context("control")?);
@@ -198,7 +197,8 @@ struct Client {
     end: Arc<End>,
     to: SocketAddr,
     lines: BufReader<TcpStream>,
-    up: bool,
+    /// The datagrams go to the server.
+    sends: bool,
     time: Duration,
 }
 
@@ -234,7 +234,7 @@ impl Client {
     }
 
     fn probe(&mut self, rate: f64) -> Res<Probe> {
-        let sent = if self.up {
+        let sent = if self.sends {
             self.ask("zero")?;
             self.end.send(self.to, rate, self.time)?
         } else {
@@ -245,7 +245,7 @@ impl Client {
         let mut came = 0;
         for _ in 0..20 {
             thread::sleep(Duration::from_millis(100));
-            let now = if self.up { self.ask("count")? } else { self.end.count() };
+            let now = if self.sends { self.ask("count")? } else { self.end.count() };
             if now == came {
                 break;
             }
@@ -256,14 +256,19 @@ impl Client {
     }
 }
 
-/// The guest's end: searches.
-pub(super) fn bisect(at: &str, size: usize, gso: bool, up: bool, ms: u64) -> Res<Value> {
-    let end = End::new(0, size, gso)?;
+/// The client's end: searches.
+pub(super) fn bisect(
+    at: &str,
+    (size, gso, remote): (usize, bool, bool),
+    sends: bool,
+    ms: u64,
+) -> Res<Value> {
+    let end = End::new(0, size, gso, remote)?;
     let to: SocketAddr = format!("{at}:{PORT}").parse().context("address")?;
     let control = TcpStream::connect(to).context("connect")?;
     control.set_nodelay(true).context("TCP_NODELAY")?;
     let mut client =
-        Client { end, to, lines: BufReader::new(control), up, time: Duration::from_millis(ms) };
+        Client { end, to, lines: BufReader::new(control), sends, time: Duration::from_millis(ms) };
     greet(&client)?;
     let mut probes = 0;
     let best = search(|rate| {

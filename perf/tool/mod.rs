@@ -1,4 +1,4 @@
-//! The lab's own load tools: small clients for the guest and servers for the remote.
+//! The lab's own load tools: small clients and servers.
 //!
 //! A tool is this program, started in a place as `__tool NAME ARG...`. Clients print one JSON object (a
 //! holder: a line), or end with a sentence. All sockets are ordinary blocking ones: a few are busy, the many
@@ -14,6 +14,7 @@ use crate::{Context, Res};
 
 pub(crate) mod echo;
 pub(crate) mod flood;
+pub(crate) mod nuisance;
 
 /// The first port the servers use.
 pub(crate) const PORT: u16 = 7000;
@@ -36,10 +37,17 @@ pub(crate) fn run(args: &[OsString]) -> Res<()> {
         }
         ["crr", at, ms] => say(&echo::crr(at, number(ms)?)?),
         ["hold", at, count] => echo::hold(at, number(count)?),
-        ["udp-server", size, gso] => flood::serve(number(size)?, *gso == "gso"),
-        ["udp", at, size, gso, direction, ms] => {
-            say(&flood::bisect(at, number(size)?, *gso == "gso", *direction == "up", number(ms)?)?)
+        ["udp-server", size, gso, place] => {
+            flood::serve(number(size)?, *gso == "gso", *place == "remote")
         }
+        ["udp", at, size, gso, place, sender, ms] => {
+            let end = (number(size)?, *gso == "gso", *place == "remote");
+            say(&flood::bisect(at, end, *sender == "client", number(ms)?)?)
+        }
+        ["stall-server"] => nuisance::serve(),
+        ["stall", at, sender] => nuisance::stall(at, *sender == "client"),
+        ["syns", at] => nuisance::syns(at),
+        ["garbage", at] => nuisance::garbage(at),
         _ => Err(format!("no tool {words:?}")),
     }
 }
