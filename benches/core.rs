@@ -20,6 +20,7 @@ use driver::{Driver, LARGEST, MSS};
 use ringtap::arena::{Arena, Chain, Pools, Slot};
 use ringtap::config::NetConfig;
 use ringtap::flow::key::{FlowKey, Proto};
+use ringtap::flow::local::Local;
 use ringtap::flow::table::Table;
 use ringtap::flow::{Action, Event, FlowId};
 use ringtap::frame::build::{self, Out};
@@ -219,7 +220,15 @@ fn udp(c: &mut Criterion) {
             let mut slot = pools.large.take().unwrap();
             slot.set_range(HEADROOM, 1200);
             let (ttl, tos, segment) = (Some(60), 0, 0);
-            let event = Event::DgramReceived { flow, slot, from: host, ttl, tos, segment };
+            let event = Event::DgramReceived {
+                flow,
+                slot,
+                from: host,
+                local: Local::ANY,
+                ttl,
+                tos,
+                segment,
+            };
             stack.handle_event(event, Time(0));
             let action = stack.poll_action(Time(0));
             assert!(matches!(action, Some(Action::TapWrite { .. })), "{action:?}");

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use ringtap::arena::{Pools, Slot};
 use ringtap::config::NetConfig;
+use ringtap::flow::local::Local;
 use ringtap::flow::{Action, Event, FlowId, Received};
 use ringtap::limits::HEADROOM;
 use ringtap::stack::Stack;
@@ -189,8 +190,15 @@ impl Bed {
             let mut slot = self.stack.pools().large.take().expect("a free slot");
             slot.set_range(HEADROOM, i as usize * 7 % 9000);
             let from = SocketAddr::from((HOST, 9999));
-            let event =
-                Event::DgramReceived { flow, slot, from, ttl: Some(60), tos: 0, segment: 0 };
+            let event = Event::DgramReceived {
+                flow,
+                slot,
+                from,
+                local: Local::ANY,
+                ttl: Some(60),
+                tos: 0,
+                segment: 0,
+            };
             self.stack.handle_event(event, self.now);
         }
         self.turn();

@@ -8,9 +8,9 @@
 //! * Whoever sends to a port is admitted, and shown to the guest under an address that the guest can answer to: its
 //!   own, or the gateway's for a peer on the host's loopback and others whose address means something else inside. Its
 //!   port is kept as well, unless somebody goes by that name already: 127.0.0.1 and 127.0.0.2, or one peer that
-//!   has come by two ports of the host. The latecomer gets another port, so that every name has one meaning.
-//! * What the guest sends to such a name leaves by the socket that its owner has come to. Policy is not asked, for
-//!   this peer has asked to be answered.
+//!   has come by two ports of the host, or to two of its addresses. The latecomer gets another port, so that every name has one meaning.
+//! * What the guest sends to such a name leaves by the socket that its owner has come to, and from the address: a port
+//!   may be one of all addresses. Policy is not asked, for this peer has asked to be answered.
 //! * What the guest sends to anybody else from this endpoint is asked for, and leaves by a port's socket as well, so
 //!   that it has the address that others know the guest by; where no port's socket can reach the world
 //!   ([`Port::speaks`]), by one of the mapping's own.
@@ -22,6 +22,7 @@
 
 use std::net::SocketAddr;
 
+use super::local::Local;
 use super::peers::{Room, Via};
 use super::udp::UdpFlow;
 use super::{Ctx, Errno, FlowId, Next};
@@ -52,7 +53,10 @@ impl Ports {
 
     /// How the guest speaks to whom it has not heard of.
     fn speaker(&self) -> Via {
-        self.0.iter().find(|port| port.speaks).map_or(Via::Own, |port| Via::Port(port.flow))
+        self.0
+            .iter()
+            .find(|port| port.speaks)
+            .map_or(Via::Own, |port| Via::Port(port.flow, Local::ANY))
     }
 }
 
@@ -61,7 +65,7 @@ impl Ports {
 pub struct Route {
     /// Where to.
     pub host: SocketAddr,
-    /// By which socket.
+    /// By which socket, and from where.
     pub via: Via,
 }
 
@@ -101,7 +105,7 @@ impl UdpFlow {
     /// A port does not lead here any more.
     pub fn detach(&mut self, flow: FlowId, now: Time) -> Next {
         self.ports.0.retain(|port| port.flow != flow);
-        self.peers.forget_via(Via::Port(flow));
+        self.peers.forget_port(flow);
         if self.ports.is_empty() && !self.own {
             return Next::Close { reset: false };
         }

@@ -307,6 +307,7 @@ pub(super) fn refused(ctx: &mut Ctx<'_>) {
 mod tests {
     use super::*;
     use crate::arena::{Pools, Slot};
+    use crate::flow::local::Local;
     use crate::flow::testing::Around;
     use crate::flow::{Action, DgramError, Errno};
     use crate::frame::{self, L3, vnet};
@@ -533,6 +534,7 @@ mod tests {
                 mtu,
                 offender: None,
                 to: to.parse().unwrap(),
+                local: Local::ANY,
                 echo_seq: 0,
             })
         };

@@ -22,6 +22,7 @@ pub mod forward;
 pub mod icmp;
 pub mod idle;
 pub mod key;
+pub mod local;
 pub mod peers;
 pub mod ping;
 mod places;
@@ -41,6 +42,7 @@ use crate::frame::Mac;
 use crate::limits::{BLOCKS_RESERVED, HEADROOM};
 use crate::stats::Stats;
 use crate::time::Time;
+use local::Local;
 
 /// A flow's name: its place in the table, and the place's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,7 +180,7 @@ pub enum DgramKind {
     Ping6,
 }
 
-/// What of the guest's IP header an outgoing datagram keeps.
+/// What of the guest's IP header an outgoing datagram keeps, and where it leaves from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendOpts {
     /// TTL or hop limit.
@@ -189,6 +191,8 @@ pub struct SendOpts {
     pub df: bool,
     /// Payload bytes of each datagram of a run (`UDP_SEGMENT`); 0: one datagram.
     pub segment: u16,
+    /// From this address of the host.
+    pub local: Local,
 }
 
 /// What happened. The worker tells the core.
@@ -251,6 +255,8 @@ pub enum Event {
         slot: Slot,
         /// Where to.
         to: SocketAddr,
+        /// From where.
+        local: Local,
         /// Why not.
         errno: Errno,
     },
@@ -262,6 +268,8 @@ pub enum Event {
         slot: Slot,
         /// From whom.
         from: SocketAddr,
+        /// Which of the host's addresses it came to, where the socket has several.
+        local: Local,
         /// TTL or hop limit it came with, when known.
         ttl: Option<u8>,
         /// Type of service or traffic class it came with.
@@ -314,6 +322,8 @@ pub struct DgramError {
     pub offender: Option<IpAddr>,
     /// Where the datagram was going.
     pub to: SocketAddr,
+    /// Where it came from, when known.
+    pub local: Local,
     /// Sequence number of the echo request in the returned payload (ping only).
     pub echo_seq: u16,
 }
@@ -341,6 +351,8 @@ pub enum DgramEvent {
         slot: Slot,
         /// Where it was going, as the host names it.
         to: SocketAddr,
+        /// From which address of the host.
+        local: Local,
         /// Why.
         errno: Errno,
     },
@@ -350,6 +362,8 @@ pub enum DgramEvent {
         slot: Slot,
         /// From.
         from: SocketAddr,
+        /// To which address of the host.
+        local: Local,
         /// TTL, when known.
         ttl: Option<u8>,
         /// TOS.
@@ -359,6 +373,17 @@ pub enum DgramEvent {
     },
     /// An earlier datagram met an error.
     Error(DgramError),
+}
+
+impl DgramEvent {
+    /// Which address of the host it is about.
+    pub fn local(&self) -> Local {
+        match self {
+            Self::Failed(_) => Local::ANY,
+            Self::Refused { local, .. } | Self::Received { local, .. } => *local,
+            Self::Error(error) => error.local,
+        }
+    }
 }
 
 /// Actions waiting for the worker.

@@ -16,11 +16,15 @@
 //! Where ports of the host lead to the guest's endpoint, peers come by themselves, by one of several sockets
 //! ([`Via`]), and the guest's answers are told apart by the address that each was shown as: a second index finds
 //! peers by that one, and no two have the same ([`Peers::open`]).
+//! Such a peer is also remembered by the address of the host that it has come to ([`Local`]): one endpoint that asks
+//! two addresses is two peers, since each of its questions is to be answered from where it was asked. Whom the guest has
+//! spoken to first has none until it answers. These addresses lie in a list of their own, so that other mappings have no memory for them.
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::rc::Rc;
 
 use super::FlowId;
+use super::local::Local;
 use super::places::{self, Places};
 use crate::limits::{FORWARD_PEERS_MAX, PEERS_OWN, UDP_PEERS_MAX};
 use crate::time::{Millis, Time};
@@ -31,7 +35,9 @@ pub struct Peers {
     room: Room,
     max: usize,
     entries: Vec<Entry>,
-    /// Entries by the host's endpoint and the socket; empty while there are few.
+    /// The host's own address for each entry, in the same places; empty unless `open`.
+    locals: Vec<Local>,
+    /// Entries by the host's endpoint and address; empty while there are few.
     by_host: Places,
     /// Entries by the name that the guest has for them; empty while there are few, or when nobody asks.
     by_shown: Places,
@@ -40,13 +46,29 @@ pub struct Peers {
     oldest: u16,
 }
 
-/// Which socket a peer is spoken to by.
+/// Which socket a peer is spoken to by, and from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     /// The mapping's own.
     Own,
     /// That of a port of the host, which has a flow of its own.
-    Port(FlowId),
+    Port(FlowId, Local),
+}
+
+impl Via {
+    fn port(self) -> Option<FlowId> {
+        match self {
+            Self::Own => None,
+            Self::Port(flow, _) => Some(flow),
+        }
+    }
+
+    fn local(self) -> Local {
+        match self {
+            Self::Own => Local::ANY,
+            Self::Port(_, local) => local,
+        }
+    }
 }
 
 /// What several mappings may remember together beyond their own few peers.
@@ -82,7 +104,8 @@ struct Entry {
     older: u16,
     /// Interface of a link-local address; 0 for all others.
     scope: u32,
-    via: Via,
+    /// The port of the host that it is spoken to by; `None`: the mapping's own socket.
+    port: Option<FlowId>,
     used: Time,
 }
 
@@ -106,6 +129,7 @@ impl Peers {
             room: room.clone(),
             max: UDP_PEERS_MAX,
             entries: Vec::new(),
+            locals: Vec::new(),
             by_host: Places::default(),
             by_shown: Places::default(),
             open: false,
@@ -127,6 +151,7 @@ impl Peers {
         }
         self.room.give(taken);
         self.room = room.clone();
+        self.locals = vec![Local::ANY; self.entries.len()];
         self.rebuild(self.by_host.len());
     }
 
@@ -146,10 +171,14 @@ impl Peers {
             }
             return self.touch(place, now);
         }
-        let entry = Entry { host, shown, newer: NONE, older: NONE, scope, via, used: now };
+        let port = via.port();
+        let entry = Entry { host, shown, newer: NONE, older: NONE, scope, port, used: now };
         let len = self.entries.len();
         let place = if len < PEERS_OWN || (len < self.max && self.room.take()) {
             self.entries.push(entry);
+            if self.open {
+                self.locals.push(via.local());
+            }
             self.entries.len() as u16 - 1
         } else {
             let place = self.oldest;
@@ -157,6 +186,7 @@ impl Peers {
             self.unhash_host(place);
             self.unhash_shown(place);
             self.entries[usize::from(place)] = entry;
+            self.set_local(place, via.local());
             place
         };
         self.link(place);
@@ -173,9 +203,18 @@ impl Peers {
         self.shown_via(host, Via::Own, Time(0))
     }
 
-    /// What the guest calls a peer that has come by this socket before.
+    /// What the guest calls a peer that has come by this socket, to this address, before; or that the guest has spoken
+    /// to first: it comes to the address that it was spoken to from.
     pub fn shown_via(&mut self, host: SocketAddr, via: Via, now: Time) -> Option<SocketAddr> {
-        let place = self.place(&Endpoint::from(host), scope(&host), via)?;
+        let (scope, host) = (scope(&host), Endpoint::from(host));
+        let place = self.place(&host, scope, via).or_else(|| {
+            let Via::Port(flow, local) = via else { return None };
+            let place = self.place(&host, scope, Via::Port(flow, Local::ANY))?;
+            self.unhash_host(place);
+            self.set_local(place, local);
+            self.hash_host(place);
+            Some(place)
+        })?;
         self.touch(place, now);
         Some(self.entries[usize::from(place)].shown.into())
     }
@@ -185,7 +224,8 @@ impl Peers {
         let place = self.place_shown(&Endpoint::from(shown))?;
         self.touch(place, now);
         let entry = &self.entries[usize::from(place)];
-        Some((entry.host(), entry.via))
+        let via = entry.port.map_or(Via::Own, |port| Via::Port(port, local(&self.locals, place)));
+        Some((entry.host(), via))
     }
 
     /// Whether nobody goes by this name.
@@ -203,14 +243,14 @@ impl Peers {
         self.entries.get(usize::from(self.oldest)).map(|entry| entry.used)
     }
 
-    /// What the guest calls an endpoint at this address, among the few used last. For errors that the host's
-    /// own kernel raises: they name no port.
-    pub fn recent_at(&self, ip: IpAddr) -> Option<SocketAddr> {
-        let ip = Endpoint::from(SocketAddr::new(ip, 0)).ip;
+    /// What the guest calls this endpoint, or with port 0 any at its address, among the few used last. For errors that
+    /// the host's own kernel raises: they do not name all.
+    pub fn recent_at(&self, host: SocketAddr, via: Via) -> Option<SocketAddr> {
+        let (Endpoint { ip, port }, via) = (Endpoint::from(host), via.port());
         let newest = self.entries.get(usize::from(self.newest));
         std::iter::successors(newest, |entry| self.entries.get(usize::from(entry.older)))
             .take(LINEAR)
-            .find(|entry| entry.host.ip == ip)
+            .find(|e| e.host.ip == ip && (port == 0 || e.host.port == port) && e.port == via)
             .map(|entry| entry.shown.into())
     }
 
@@ -228,11 +268,11 @@ impl Peers {
         }
     }
 
-    /// Forgets everybody who is spoken to by a socket that ends.
-    pub fn forget_via(&mut self, via: Via) {
+    /// Forgets everybody who is spoken to by a port that ends.
+    pub fn forget_port(&mut self, port: FlowId) {
         let mut place = self.oldest;
         while let Some(entry) = self.entries.get(usize::from(place)) {
-            if entry.via != via {
+            if entry.port != Some(port) {
                 place = entry.newer;
                 continue;
             }
@@ -244,15 +284,30 @@ impl Peers {
     }
 
     fn place(&self, host: &Endpoint, scope: u32, via: Via) -> Option<u16> {
-        let is = |entry: &Entry| entry.host == *host && entry.via == via && entry.scope == scope;
-        if is(self.entries.get(usize::from(self.newest))?) {
+        let (port, from) = (via.port(), via.local());
+        let is = |place: u16| {
+            let entry = &self.entries[usize::from(place)];
+            entry.host == *host
+                && entry.port == port
+                && entry.scope == scope
+                && local(&self.locals, place) == from
+        };
+        if self.entries.is_empty() {
+            return None;
+        }
+        if is(self.newest) {
             return Some(self.newest);
         }
         if self.by_host.is_empty() {
-            return self.entries.iter().position(is).map(|place| place as u16);
+            return (0..self.entries.len() as u16).find(|&place| is(place));
         }
-        self.by_host
-            .find(host.hash(&self.room.secret), |place| is(&self.entries[usize::from(place)]))
+        self.by_host.find(host.hash(&self.room.secret, from), is)
+    }
+
+    fn set_local(&mut self, place: u16, local: Local) {
+        if let Some(own) = self.locals.get_mut(usize::from(place)) {
+            *own = local;
+        }
     }
 
     fn place_shown(&self, shown: &Endpoint) -> Option<u16> {
@@ -263,7 +318,7 @@ impl Peers {
             return self.entries.iter().position(|e| e.shown == *shown).map(|place| place as u16);
         }
         let is = |place| self.entries[usize::from(place)].shown == *shown;
-        self.by_shown.find(shown.hash(&self.room.secret), is)
+        self.by_shown.find(shown.hash(&self.room.secret, Local::ANY), is)
     }
 
     fn touch(&mut self, place: u16, now: Time) {
@@ -309,6 +364,9 @@ impl Peers {
         }
         self.unlink(place);
         self.entries.swap_remove(usize::from(place));
+        if self.open {
+            self.locals.swap_remove(usize::from(place));
+        }
         if self.entries.len() >= PEERS_OWN {
             self.room.give(1);
         }
@@ -329,22 +387,30 @@ impl Peers {
     }
 
     fn hash_host(&mut self, place: u16) {
-        let hash = self.entries[usize::from(place)].host.hash(&self.room.secret);
+        let host = &self.entries[usize::from(place)].host;
+        let hash = host.hash(&self.room.secret, local(&self.locals, place));
         self.by_host.insert(place, hash);
     }
 
     fn unhash_host(&mut self, place: u16) {
-        let hash = |place| self.entries[usize::from(place)].host.hash(&self.room.secret);
+        let hash = |place| {
+            let host = &self.entries[usize::from(place)].host;
+            host.hash(&self.room.secret, local(&self.locals, place))
+        };
         self.by_host.remove(place, hash);
     }
 
     fn hash_shown(&mut self, place: u16) {
-        let hash = self.entries[usize::from(place)].shown.hash(&self.room.secret);
+        let shown = &self.entries[usize::from(place)].shown;
+        let hash = shown.hash(&self.room.secret, Local::ANY);
         self.by_shown.insert(place, hash);
     }
 
     fn unhash_shown(&mut self, place: u16) {
-        let hash = |place| self.entries[usize::from(place)].shown.hash(&self.room.secret);
+        let hash = |place| {
+            let shown = &self.entries[usize::from(place)].shown;
+            shown.hash(&self.room.secret, Local::ANY)
+        };
         self.by_shown.remove(place, hash);
     }
 
@@ -369,6 +435,11 @@ impl Entry {
     }
 }
 
+/// The host's own address for an entry.
+fn local(locals: &[Local], place: u16) -> Local {
+    locals.get(usize::from(place)).copied().unwrap_or(Local::ANY)
+}
+
 fn scope(addr: &SocketAddr) -> u32 {
     match addr {
         SocketAddr::V4(_) => 0,
@@ -383,14 +454,20 @@ impl Drop for Peers {
 }
 
 impl Endpoint {
-    /// Keyed by a secret: whoever chose endpoints that collide would slow a whole worker down.
-    fn hash(&self, secret: &[u64; 2]) -> usize {
-        let ip = u128::from_le_bytes(self.ip);
+    /// Keyed by a secret: whoever chose endpoints that collide would slow a whole worker down. With the host's own
+    /// address, for one endpoint may come to very many.
+    fn hash(&self, secret: &[u64; 2], local: Local) -> usize {
         let mut acc = secret[1];
-        for word in [ip as u64, (ip >> 64) as u64, self.port.into()] {
+        let mut mix = |word: u64| {
             let wide = u128::from(acc ^ word ^ secret[0])
                 * u128::from(0x9e37_79b9_7f4a_7c15 ^ (secret[1] << 1));
             acc ^= ((wide as u64) ^ ((wide >> 64) as u64)).rotate_left(17);
+        };
+        let ip = u128::from_le_bytes(self.ip);
+        [ip as u64, (ip >> 64) as u64, self.port.into()].into_iter().for_each(&mut mix);
+        if let Some(own) = local.ip() {
+            let own = u128::from_le_bytes(Self::from(SocketAddr::new(own, 0)).ip);
+            [own as u64, (own >> 64) as u64, local.interface().into()].into_iter().for_each(mix);
         }
         (acc ^ (acc >> 32)) as usize
     }

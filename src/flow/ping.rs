@@ -88,7 +88,7 @@ impl PingFlow {
                 }
                 return Next::Close { reset: false };
             }
-            DgramEvent::Refused { slot, to, errno } => {
+            DgramEvent::Refused { slot, to, errno, .. } => {
                 icmp::refused(ctx);
                 if let (Some(to), Some(why)) = (self.peers.shown(to), icmp::from_errno(errno.0)) {
                     let seq = match *slot.bytes() {
@@ -191,13 +191,14 @@ mod tests {
     use super::*;
     use crate::flow::Errno;
     use crate::flow::key::Proto;
+    use crate::flow::local::Local;
     use crate::flow::testing::Around;
     use crate::frame::{self, L3, checksum};
     use crate::limits::HEADROOM;
 
     const ID: FlowId = FlowId { index: 3, generation: 1 };
     const MAC: Mac = [2, 0, 0, 0, 0, 9];
-    const OPTS: SendOpts = SendOpts { ttl: 5, tos: 0x28, df: true, segment: 0 };
+    const OPTS: SendOpts = SendOpts { ttl: 5, tos: 0x28, df: true, segment: 0, local: Local::ANY };
 
     /// One mapping with identifier 0x1234, and everything around it.
     struct Bed {
@@ -265,7 +266,14 @@ mod tests {
 
         fn reply(&mut self, from: &str, message: &[u8]) -> Option<(IpAddr, Vec<u8>)> {
             let (slot, from) = (self.slot(message), at(from));
-            self.event(DgramEvent::Received { slot, from, ttl: Some(60), tos: 0, segment: 0 });
+            self.event(DgramEvent::Received {
+                slot,
+                from,
+                local: Local::ANY,
+                ttl: Some(60),
+                tos: 0,
+                segment: 0,
+            });
             self.written()
         }
     }
@@ -324,6 +332,7 @@ mod tests {
                 mtu: 0,
                 offender: Some(offender.parse().unwrap()),
                 to: at(to),
+                local: Local::ANY,
                 echo_seq: 7,
             };
             bed.event(DgramEvent::Error(error));
@@ -336,7 +345,7 @@ mod tests {
             // Refused by our own kernel: the gateway says so.
             let slot = bed.slot(&[kind, 0, 0, 0, 0x12, 0x34, 0, 8]);
             let errno = Errno(libc::ENETUNREACH);
-            bed.event(DgramEvent::Refused { slot, to: at(to), errno });
+            bed.event(DgramEvent::Refused { slot, to: at(to), local: Local::ANY, errno });
             let (_, message) = bed.written().unwrap();
             assert_eq!(message[head..], [kind, 0, 0, 0, 0x12, 0x34, 0, 8]);
         }

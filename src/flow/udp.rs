@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::forward::{Ports, Route};
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
+use super::local::Local;
 use super::peers::{Peers, Room, Via};
 use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
 use crate::arena::Slot;
@@ -101,9 +102,10 @@ impl UdpFlow {
         self.only_dns &= to.port() == DNS_PORT;
         let Route { host, via } = route;
         self.peers.note(host, via, to, ctx.now);
-        let flow = match via {
-            Via::Own => id,
-            Via::Port(port) => port,
+        let flow;
+        (flow, opts.local) = match via {
+            Via::Own => (id, Local::ANY),
+            Via::Port(port, local) => (port, local),
         };
         if flow == id && !std::mem::replace(&mut self.own, true) {
             ctx.actions.push(Action::DgramOpen { flow: id, kind: Self::kind(&to) });
@@ -112,7 +114,7 @@ impl UdpFlow {
         self.alive()
     }
 
-    /// What the worker reports of one of the sockets. `name` says what a peer is called that has come to a port of the
+    /// What the worker reports of one of the sockets, and of the address that it is about. `name` says what a peer is called that has come to a port of the
     /// host by itself.
     pub fn handle_event(
         &mut self,
@@ -134,7 +136,7 @@ impl UdpFlow {
                 }
                 return Next::Close { reset: false };
             }
-            DgramEvent::Refused { slot, to, errno } => {
+            DgramEvent::Refused { slot, to, errno, .. } => {
                 icmp::refused(ctx);
                 // Too big: the error queue tells that too, and knows the MTU. Port unreachable: about an
                 // earlier datagram; a socket without a peer learns of it in no other way.
@@ -143,7 +145,7 @@ impl UdpFlow {
                     self.report(ctx, key, to, slot.len(), None, why);
                 }
             }
-            DgramEvent::Received { slot, from, ttl, tos, segment } => {
+            DgramEvent::Received { slot, from, ttl, tos, segment, .. } => {
                 let shown = self.peers.shown_via(from, via, ctx.now);
                 if let Some(shown) =
                     shown.or_else(|| self.admit(ctx, from, via, |net| name(net, from)))
@@ -215,9 +217,11 @@ impl UdpFlow {
     fn handle_error(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, via: Via, error: &DgramError) {
         // "Larger than the MTU of our own link" carries the peer of the socket, and this one has none.
         let shown = match error.to.port() {
-            0 => self.peers.recent_at(error.to.ip()),
+            0 => None,
             _ => self.peers.shown_via(error.to, via, ctx.now),
         };
+        // Nor is it said then which address it left from, or by which link.
+        let shown = shown.or_else(|| self.peers.recent_at(error.to, via));
         let Some(shown) = shown else {
             return ctx.stats.drop(Drop::Unsolicited);
         };

@@ -24,6 +24,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::arena::Slot;
 use crate::flow::key::FlowKey;
+use crate::flow::local::Local;
 use crate::flow::{Action, Ctx, DgramEvent, DgramKind, FlowId, SendOpts};
 use crate::frame::{Mac, Pair, build};
 use crate::limits::{
@@ -241,7 +242,7 @@ impl DnsFlow {
         self.retry = ctx.now + DNS_RETRY;
         let slot = self.fresh.take().or_else(|| copy(ctx, self.query.bytes()));
         if let Some(slot) = slot {
-            let opts = SendOpts { ttl: 64, tos: 0, df: false, segment: 0 };
+            let opts = SendOpts { ttl: 64, tos: 0, df: false, segment: 0, local: Local::ANY };
             ctx.actions.push(Action::DgramSend { flow: id, slot, to, opts });
         }
         self.wait()

@@ -10,6 +10,7 @@ use super::policy::{self, Verdict};
 use super::{Flow, Home, Refused, Stack, dhcp, ndp};
 use crate::arena::Slot;
 use crate::flow::key::{FlowKey, Proto};
+use crate::flow::local::Local;
 use crate::flow::peers::{Room, Via};
 use crate::flow::ping::PingFlow;
 use crate::flow::tcp::{self, TcpFlow};
@@ -215,7 +216,7 @@ impl Stack {
         };
         let mut ctx = ctx!(self, now);
         slot.set_range(payload, len - 8);
-        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment };
+        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment, local: Local::ANY };
         if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(id) {
             let route = route.unwrap_or_else(|| flow.route(host));
             let opens = route.via == Via::Own && !flow.has_socket();
@@ -370,7 +371,7 @@ impl Stack {
         };
         let mut ctx = ctx!(self, now);
         slot.set_range(slot.offset() + ip.start, ip.end - ip.start);
-        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0 };
+        let opts = SendOpts { ttl: ip.ttl, tos: ip.tos, df: ip.df, segment: 0, local: Local::ANY };
         if let Some((_, Flow::Ping(flow))) = self.flows.get_mut(id) {
             let next = flow.handle_echo(&mut ctx, id, parsed.eth_src, to, host, slot, opts);
             self.settle(id, next);

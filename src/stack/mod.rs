@@ -319,11 +319,12 @@ impl Stack {
                 self.note_shortage(Err(errno), now);
                 self.on_dgram(flow, now, DgramEvent::Failed(errno));
             }
-            Event::DgramSent { flow, slot, to, errno } => {
-                self.on_dgram(flow, now, DgramEvent::Refused { slot, to, errno });
+            Event::DgramSent { flow, slot, to, local, errno } => {
+                self.on_dgram(flow, now, DgramEvent::Refused { slot, to, local, errno });
             }
-            Event::DgramReceived { flow, slot, from, ttl, tos, segment } => {
-                self.on_dgram(flow, now, DgramEvent::Received { slot, from, ttl, tos, segment });
+            Event::DgramReceived { flow, slot, from, local, ttl, tos, segment } => {
+                let event = DgramEvent::Received { slot, from, local, ttl, tos, segment };
+                self.on_dgram(flow, now, event);
             }
             Event::DgramError { flow, error } => self.on_dgram(flow, now, DgramEvent::Error(error)),
             Event::Closed { flow } => {
@@ -372,7 +373,7 @@ impl Stack {
         let mut ctx = ctx!(self, now);
         let (mut id, mut via) = (id, Via::Own);
         if let Some((_, &Flow::Bound(mapping))) = self.flows.get(id) {
-            (id, via) = (mapping, Via::Port(id));
+            (id, via) = (mapping, Via::Port(id, event.local()));
         }
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;

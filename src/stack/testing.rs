@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::Stack;
 use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
+use crate::flow::local::Local;
 use crate::flow::{Action, Event, FlowId};
 use crate::frame::{self, Ip, L3, Mac, Pair, Parsed, checksum};
 use crate::limits::{ETH_LEN, HEADROOM, VNET_LEN};
@@ -88,10 +89,22 @@ impl Bed {
 
     /// A datagram arrives at a flow's socket.
     pub(crate) fn receive(&mut self, flow: FlowId, from: SocketAddr, payload: &[u8]) {
+        self.receive_at(flow, from, Local::ANY, payload);
+    }
+
+    /// The same, at one of the host's addresses.
+    pub(crate) fn receive_at(
+        &mut self,
+        flow: FlowId,
+        from: SocketAddr,
+        local: Local,
+        payload: &[u8],
+    ) {
         let mut slot = self.stack.pools().large.take().unwrap();
         slot.set_range(HEADROOM, payload.len());
         slot.bytes_mut().copy_from_slice(payload);
-        let event = Event::DgramReceived { flow, slot, from, ttl: Some(60), tos: 0, segment: 0 };
+        let event =
+            Event::DgramReceived { flow, slot, from, local, ttl: Some(60), tos: 0, segment: 0 };
         self.stack.handle_event(event, self.now);
     }
 

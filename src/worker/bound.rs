@@ -37,11 +37,16 @@ impl Worker {
         let local = its.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
         let device = its.device()?.is_some();
         dgram::configure(&socket, local.is_ipv4(), true)?;
+        let told = local.ip().is_unspecified();
+        if told {
+            dgram::ask_local(&socket, local.is_ipv4())?;
+        }
         let bound = Bound { guest, local, device };
         let Some(flow) = self.stack.handle_bound(&bound, self.now) else {
             return Err(io::Error::other("no room for another flow, or no such guest"));
         };
-        let sock = Sock::new(socket, flow.generation);
+        let mut sock = Sock::new(socket, flow.generation);
+        sock.told = told;
         self.put_dgram(flow, sock, Limit::ethernet(local.is_ipv4()));
         self.rearm.push(flow);
         self.bound.entry(id).or_default().push(flow);

@@ -26,7 +26,7 @@ use io_uring::{cqueue, opcode, types};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::Worker;
-use super::cmsg::{self, DATA_CONTROL, ERROR_CONTROL, NAME};
+use super::cmsg::{self, DATA_CONTROL, ERROR_CONTROL, LOCAL_CONTROL, NAME};
 use super::outbound;
 use super::run::{Limit, Run};
 use super::sock::Sock;
@@ -87,6 +87,8 @@ impl Sending {
 /// What every receive asks for: room for a name, and for control messages.
 pub(super) struct Heads {
     data: Box<libc::msghdr>,
+    /// Of a socket that is told more.
+    told: Box<libc::msghdr>,
     errors: Box<libc::msghdr>,
 }
 
@@ -99,7 +101,11 @@ impl Heads {
             hdr.msg_controllen = control as _;
             hdr
         };
-        Self { data: with_room(DATA_CONTROL), errors: with_room(ERROR_CONTROL) }
+        Self {
+            data: with_room(DATA_CONTROL),
+            told: with_room(LOCAL_CONTROL),
+            errors: with_room(ERROR_CONTROL),
+        }
     }
 }
 
@@ -142,8 +148,12 @@ impl Worker {
             }
             sock.rearm &= !(op as u8);
             sock.begin(op);
-            let raw = sock.raw();
-            let hdr = if op == Op::Data { &self.heads.data } else { &self.heads.errors };
+            let (raw, told) = (sock.raw(), sock.told);
+            let hdr = match op {
+                Op::Data if told => &self.heads.told,
+                Op::Data => &self.heads.data,
+                _ => &self.heads.errors,
+            };
             let entry =
                 opcode::RecvMsgMulti::new(types::Fd(raw), &raw const **hdr, self.dgrams.group())
                     .flags(flags as u32)
@@ -289,8 +299,9 @@ impl Worker {
             && let Some(errno) = failed
             && !closing
         {
+            let (to, local) = (run.to(), run.opts().local);
             while let Some(slot) = slots.pop_front() {
-                let event = Event::DgramSent { flow, slot, to: run.to(), errno };
+                let event = Event::DgramSent { flow, slot, to, local, errno };
                 self.stack.handle_event(event, self.now);
             }
         }
@@ -340,14 +351,15 @@ impl Worker {
         let Some(mut slot) = slot.filter(|_| !sock.closing) else { return };
         self.fed += 1;
         sock.fed = self.fed;
+        let room = if sock.told { LOCAL_CONTROL } else { DATA_CONTROL };
         let event = match op {
             Op::ErrQueue => {
                 cmsg::read_error(slot.bytes()).map(|error| Event::DgramError { flow, error })
             }
-            _ => cmsg::read_data(slot.bytes()).map(|data| {
+            _ => cmsg::read_data(slot.bytes(), room).map(|data| {
                 slot.set_range(slot.offset() + data.start, data.len);
-                let cmsg::Received { from, ttl, tos, segment, .. } = data;
-                Event::DgramReceived { flow, slot, from, ttl, tos, segment }
+                let cmsg::Received { from, local, ttl, tos, segment, .. } = data;
+                Event::DgramReceived { flow, slot, from, local, ttl, tos, segment }
             }),
         };
         match event {
@@ -396,7 +408,6 @@ fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Resu
     if opts.segment == 0 {
         return result;
     }
-    sock.run_limit.refused(errno, opts.segment);
     let alone = SendOpts { segment: 0, ..opts };
     let mut result = Ok(());
     sending.for_each(part, |bytes| {
@@ -408,6 +419,10 @@ fn send_again(sock: &mut Sock, sending: &Sending, part: u32, errno: i32) -> Resu
             result = result.and(sent);
         }
     });
+    // Alone it is invalid as well, as from an address that has gone: that says nothing of runs.
+    if errno != libc::EINVAL || result != Err(Errno(errno)) {
+        sock.run_limit.refused(errno, opts.segment);
+    }
     result
 }
 
@@ -508,6 +523,19 @@ pub(super) fn configure(socket: &impl AsFd, v4: bool, runs: bool) -> io::Result<
         set(fd, libc::SOL_UDP, libc::UDP_GRO, 1)?;
     }
     Ok(())
+}
+
+/// Makes a socket that is bound to all addresses tell to which one a datagram came.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub(super) fn ask_local(socket: &impl AsFd, v4: bool) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    if v4 {
+        set(fd, libc::SOL_IP, libc::IP_PKTINFO, 1)
+    } else {
+        set(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)
+    }
 }
 
 /// Sets an option that is an `int`.

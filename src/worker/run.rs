@@ -100,8 +100,9 @@ impl Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::local::Local;
 
-    const OPTS: SendOpts = SendOpts { ttl: 64, tos: 0, df: true, segment: 0 };
+    const OPTS: SendOpts = SendOpts { ttl: 64, tos: 0, df: true, segment: 0, local: Local::ANY };
 
     fn at(port: u16) -> SocketAddr {
         SocketAddr::from(([198, 51, 100, 7], port))
@@ -135,6 +136,7 @@ mod tests {
             SendOpts { tos: 1, ..OPTS },
             SendOpts { df: false, ..OPTS },
             SendOpts { segment: 50, ..OPTS },
+            SendOpts { local: Local::new([192, 0, 2, 1].into(), 0), ..OPTS },
         ] {
             assert!(!run.takes(at(1), opts, 100), "{opts:?}");
         }

@@ -49,6 +49,8 @@ pub(super) struct Sock {
     pub(super) df: Option<bool>,
     /// Its datagrams leave by the outbound interface, where there is one.
     pub(super) outbound: bool,
+    /// It is told to which of the host's addresses a datagram came.
+    pub(super) told: bool,
     /// Dropped when the descriptor is closed, which is before: fields drop in order.
     pub(super) freed: Option<Waiter>,
 }
@@ -87,6 +89,7 @@ impl Sock {
             watch: Watch::No,
             df: None,
             outbound: false,
+            told: false,
             freed: None,
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
 use nix::sys::socket::{self, sockopt};
 use socket2::SockRef;
@@ -11,7 +11,7 @@ use socket2::SockRef;
 use crate::harness::cmd::Proc;
 use crate::harness::dgram::{addr, receive, send};
 use crate::harness::ns::Ns;
-use crate::harness::{Bed, Family, GATEWAY4, Guest, HOST4, REMOTE4, With, need, not_slirp};
+use crate::harness::{Bed, Family, GATEWAY4, Guest, HOST4, HOST6, REMOTE4, With, need, not_slirp};
 
 fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
@@ -179,14 +179,157 @@ fn a_peer_that_has_gone() {
     }
 }
 
+/// Addresses of the host beside those of the bed: a second one of its link, and one of another interface.
+fn more_addresses(bed: &Bed) {
+    bed.host
+        .ip("addr add 198.51.100.77/24 dev host0\naddr add 2001:db8:1::77/64 dev host0 nodad\n\
+                 addr add 192.0.2.1/32 dev lo\naddr add 2001:db8:9::1/128 dev lo nodad\n");
+    bed.remote
+        .ip("route add 192.0.2.1 via 198.51.100.1\nroute add 2001:db8:9::1 via 2001:db8:1::1\n");
+}
+
+/// A port of all addresses: whoever has asked one of them hears from that one. The peers are connected, and hear from
+/// nobody else.
+#[test]
+fn answers_leave_from_where_was_asked() {
+    need!();
+    not_slirp!("has no such option");
+    let (bed, guest, _proc) = up("-p 5000:53/udp -p [::]:5000:53/udp");
+    more_addresses(&bed);
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    for (family, others, loopback) in [
+        (Family::V4, ["198.51.100.77", "192.0.2.1"], "127.0.0.2"),
+        (Family::V6, ["2001:db8:1::77", "2001:db8:9::1"], "::1"),
+    ] {
+        let server = guest.ns.udp_at(at(guest.addr(family), 53));
+        let asked = [family.host(), ip(others[0]), ip(others[1])];
+        let peers = asked.map(|to| connected(&bed.remote, at(family.remote(), 0), at(to, 5000)));
+        for _ in 0..2 {
+            for peer in &peers {
+                for len in [1, 1400, 20_000] {
+                    assert_eq!(ask(peer, &server, &vec![7; len]), addr(peer));
+                }
+            }
+        }
+        // The host itself, by its loopback and by an address of its own.
+        for to in [ip(loopback), ip(others[0])] {
+            let peer = connected(&bed.host, at(family.any(), 0), at(to, 5000));
+            ask(&peer, &server, b"question");
+        }
+        // One endpoint that asks all of them is answered from each, in whatever order.
+        let peer = bed.remote.udp(family.remote());
+        let seen = asked.map(|to| {
+            send(&peer, to.to_string().as_bytes(), at(to, 5000));
+            let (got, seen) = receive(&server);
+            assert_eq!(got, to.to_string().as_bytes());
+            seen
+        });
+        assert_eq!(seen[0], addr(&peer));
+        for n in [2, 0, 1, 0, 2] {
+            send(&server, &[n as u8], seen[n]);
+            assert_eq!(receive(&peer), (vec![n as u8], at(asked[n], 5000)));
+        }
+        // Whom the guest speaks to first hears from whatever address the routes choose, and from then on from that one.
+        let third = bed.far.udp(family.far());
+        send(&server, b"who am I?", addr(&third));
+        let (_, from) = receive(&third);
+        assert_eq!(from.port(), 5000);
+        for text in [&b"you"[..], b"you, again"] {
+            send(&third, text, from);
+            assert_eq!(receive(&server), (text.to_vec(), addr(&third)));
+            send(&server, text, addr(&third));
+            assert_eq!(receive(&third), (text.to_vec(), from));
+        }
+    }
+    // What came to all of the link is answered from the address that the host has there.
+    let server = guest.ns.udp_at(at(guest.addr(Family::V4), 53));
+    let peer = bed.remote.udp(REMOTE4);
+    peer.set_broadcast(true).expect("set SO_BROADCAST");
+    send(&peer, b"anybody?", at(ip("198.51.100.255"), 5000));
+    let (_, seen) = receive(&server);
+    send(&server, b"yes", seen);
+    assert_eq!(receive(&peer), (b"yes".to_vec(), at(HOST4, 5000)));
+}
+
+/// An address that the host had, and has no more: whoever has asked it hears nothing, and all others go on.
+#[test]
+fn an_address_that_goes() {
+    need!();
+    not_slirp!("has no such option");
+    let (bed, guest, _proc) = up("-p 5000:53/udp -p [::]:5000:53/udp");
+    more_addresses(&bed);
+    for (family, gone) in [(Family::V4, "198.51.100.77/24"), (Family::V6, "2001:db8:1::77/64")] {
+        let (ip, _) = gone.split_once('/').expect("a prefix");
+        let ip = ip.parse().expect("an address");
+        let server = guest.ns.udp_at(at(guest.addr(family), 53));
+        let peer = connected(&bed.remote, at(family.remote(), 0), at(ip, 5000));
+        let other = connected(&bed.remote, at(family.remote(), 0), at(family.host(), 5000));
+        let seen = ask(&peer, &server, b"question");
+        bed.host.ip(&format!("addr del {gone} dev host0\n"));
+        send(&server, b"too late", seen);
+        ask(&other, &server, b"meanwhile");
+        peer.set_nonblocking(true).expect("set O_NONBLOCK");
+        let nothing = peer.recv(&mut [0; 10]).expect_err("nothing");
+        assert_eq!(nothing.kind(), ErrorKind::WouldBlock, "{family:?}");
+    }
+}
+
+/// The link-local address of an interface, with the interface's index.
+fn link_local(ns: &Ns, device: &str) -> SocketAddrV6 {
+    let shown = ns.cmd(&format!("ip -6 -o addr show dev {device} scope link")).ok();
+    let word = shown.split_ascii_whitespace().find(|word| word.starts_with("fe80:"));
+    let ip = word.and_then(|word| word.split('/').next()?.parse().ok()).expect("an address");
+    let index = ns.within(|| nix::net::if_::if_nametoindex(device)).expect("an index");
+    SocketAddrV6::new(ip, 0, 0, index)
+}
+
+/// Peers that are of one link only, and the host's address there.
+#[test]
+fn link_local_peers() {
+    need!();
+    not_slirp!("has no such option");
+    let (bed, guest, _proc) = up("-p [::]:5000:53/udp");
+    // The index of the link on one side means nothing on the other.
+    let [here, there] = [link_local(&bed.remote, "remote0"), link_local(&bed.host, "host0")];
+    let at_host = |ip, scope| SocketAddr::V6(SocketAddrV6::new(ip, 5000, 0, scope));
+    let IpAddr::V6(global) = Family::V6.host() else { panic!() };
+    for to in [at_host(*there.ip(), here.scope_id()), at_host(global, 0)] {
+        let server = guest.ns.udp_at(at(guest.addr(Family::V6), 53));
+        let peer = connected(&bed.remote, here.into(), to);
+        for len in [1, 1400, 20_000] {
+            let seen = ask(&peer, &server, &vec![3; len]);
+            assert_eq!(seen, at(Family::V6.gateway(), addr(&peer).port()), "{to}");
+        }
+        // Its port is closed, and the guest hears of it.
+        let seen = ask(&peer, &server, b"question");
+        drop(peer);
+        server.connect(seen).expect("connect");
+        server.send(b"late answer").expect("send");
+        let error = server.recv(&mut [0; 10]).expect_err("nobody");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
+    }
+    // The host's own link-local address, from the host.
+    let server = guest.ns.udp_at(at(guest.addr(Family::V6), 53));
+    let to = at_host(*there.ip(), there.scope_id());
+    let peer = connected(&bed.host, there.into(), to);
+    assert_eq!(ask(&peer, &server, b"question").ip(), Family::V6.gateway());
+}
+
 /// Runs come in as runs, and leave as runs.
 #[test]
 fn runs_stay_runs() {
     need!();
     not_slirp!("takes no runs");
     let (bed, guest, _proc) = up("-p 5000:53/udp -p [::]:5000:53/udp");
-    for family in Family::BOTH {
-        let (server, peer) = ends(&bed, &guest, family);
+    more_addresses(&bed);
+    for (family, to) in [
+        (Family::V4, HOST4),
+        (Family::V4, Ipv4Addr::new(198, 51, 100, 77).into()),
+        (Family::V6, HOST6),
+        (Family::V6, Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77).into()),
+    ] {
+        let server = guest.ns.udp_at(at(guest.addr(family), 53));
+        let peer = connected(&bed.remote, at(family.remote(), 0), at(to, 5000));
         let seen = ask(&peer, &server, b"question");
         for socket in [&server, &peer] {
             socket::setsockopt(socket, sockopt::UdpGroSegment, &true).expect("set UDP_GRO");

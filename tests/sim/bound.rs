@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ringtap::arena::{Pools, Slot};
 use ringtap::config::NetConfig;
+use ringtap::flow::local::Local;
 use ringtap::flow::{Action, Event, FlowId, Handed};
 use ringtap::frame::build::{self, Out};
 use ringtap::frame::{self, L3, Pair};
@@ -83,7 +84,8 @@ impl Crew {
         let mut slot = stack.pools().large.take().expect("a slot");
         slot.set_range(HEADROOM, 20);
         let (flow, ttl) = (port.flow, Some(60));
-        let event = Event::DgramReceived { flow, slot, from, ttl, tos: 0, segment: 0 };
+        let event =
+            Event::DgramReceived { flow, slot, from, local: Local::ANY, ttl, tos: 0, segment: 0 };
         stack.handle_event(event, self.now);
         self.settle()
     }

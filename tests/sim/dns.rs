@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ringtap::arena::{Pools, Slot};
 use ringtap::config::NetConfig;
+use ringtap::flow::local::Local;
 use ringtap::flow::{Action, DgramKind, Errno, Event, FlowId};
 use ringtap::limits::{DNS_LIFE, DNS_PENDING_MAX, DNS_RETRY, HEADROOM};
 use ringtap::stack::Stack;
@@ -214,12 +215,23 @@ impl Run {
                 slot.set_range(HEADROOM, bytes.len());
                 slot.bytes_mut().copy_from_slice(&bytes);
                 let (from, ttl) = (to, Some(60));
-                let event = Event::DgramReceived { flow, slot, from, ttl, tos: 0, segment: 0 };
+                let event = Event::DgramReceived {
+                    flow,
+                    slot,
+                    from,
+                    local: Local::ANY,
+                    ttl,
+                    tos: 0,
+                    segment: 0,
+                };
                 self.stack.handle_event(event, self.now);
             }
             Todo::Refuse { to, slot } => {
                 let errno = Errno(libc::ECONNREFUSED);
-                self.stack.handle_event(Event::DgramSent { flow, slot, to, errno }, self.now);
+                self.stack.handle_event(
+                    Event::DgramSent { flow, slot, to, local: Local::ANY, errno },
+                    self.now,
+                );
             }
         }
         self.forged += self.stack.stats().dropped(Drop::Unsolicited) - before;

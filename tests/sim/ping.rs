@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ringtap::arena::Pools;
 use ringtap::config::NetConfig;
+use ringtap::flow::local::Local;
 use ringtap::flow::{Action, DgramError, DgramKind, Errno, Event, FlowId};
 use ringtap::limits::{HEADROOM, PING_IDLE};
 use ringtap::stack::Stack;
@@ -176,7 +177,15 @@ impl Run {
                 slot.set_range(HEADROOM, message.len());
                 slot.bytes_mut().copy_from_slice(&message);
                 let from = SocketAddr::new(from, 0);
-                Event::DgramReceived { flow, slot, from, ttl: Some(61), tos: 0, segment: 0 }
+                Event::DgramReceived {
+                    flow,
+                    slot,
+                    from,
+                    local: Local::ANY,
+                    ttl: Some(61),
+                    tos: 0,
+                    segment: 0,
+                }
             }
             Todo::Unreachable { to, seq } => Event::DgramError {
                 flow,
@@ -186,6 +195,7 @@ impl Run {
                     mtu: 0,
                     offender: Some(host(self.v6, 77)),
                     to: SocketAddr::new(to, 0),
+                    local: Local::ANY,
                     echo_seq: seq,
                 },
             },

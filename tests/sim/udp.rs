@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ringtap::arena::Pools;
 use ringtap::config::NetConfig;
+use ringtap::flow::local::Local;
 use ringtap::flow::{Action, DgramKind, Event, FlowId};
 use ringtap::limits::{HEADROOM, SLOT_BYTES, UDP_IDLE, UDP_RUN_MAX};
 use ringtap::stack::Stack;
@@ -145,7 +146,15 @@ impl Run {
             let Some((flow, from, bytes, segment)) = self.answers.pop_front() else { break };
             slot.set_range(HEADROOM, bytes.len());
             slot.bytes_mut().copy_from_slice(&bytes);
-            let event = Event::DgramReceived { flow, slot, from, ttl: Some(55), tos: 0, segment };
+            let event = Event::DgramReceived {
+                flow,
+                slot,
+                from,
+                local: Local::ANY,
+                ttl: Some(55),
+                tos: 0,
+                segment,
+            };
             self.stack.handle_event(event, self.now);
         }
         self.stack.handle_timeout(self.now);

@@ -107,7 +107,14 @@ fn all_mappings_together_are_bounded_and_none_is_without() {
 #[test]
 fn open_ones_agree_with_a_list() {
     let flow = |index| FlowId { index, generation: 0 };
-    let ways = [Via::Own, Via::Port(flow(1)), Via::Port(flow(2))];
+    let locals = [1, 2].map(|n| Local::new([192, 0, 2, n].into(), 0));
+    let ways = [
+        Via::Own,
+        Via::Port(flow(1), Local::ANY),
+        Via::Port(flow(1), locals[0]),
+        Via::Port(flow(1), locals[1]),
+        Via::Port(flow(2), locals[0]),
+    ];
     let visitors = Room::new(PEERS_SHARED, [3, 4]);
     let mut peers = Peers::new(&room());
     // Those of a mapping that was there before.
@@ -120,7 +127,7 @@ fn open_ones_agree_with_a_list() {
     let (mut seed, mut now) = (5u64, Time(0));
     for step in 0..40_000u32 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let (n, via) = ((seed >> 33) as u32 % 600, ways[(seed >> 20) as usize % 3]);
+        let (n, via) = ((seed >> 33) as u32 % 600, ways[(seed >> 20) as usize % 5]);
         now = now + Millis(seed >> 59);
         let at = model.iter().position(|&(h, v, ..)| (h, v) == (host(n), via));
         match seed >> 60 {
@@ -132,8 +139,13 @@ fn open_ones_agree_with_a_list() {
                 peers.note(host(n), via, name, now);
             }
             6..9 => {
+                // Or the guest has spoken to it first, and it comes to this address from now on.
+                let first = via.port().map(|port| Via::Port(port, Local::ANY));
+                let at = at.or_else(|| {
+                    model.iter().position(|&(h, v, ..)| (h, Some(v)) == (host(n), first))
+                });
                 let known = at.map(|at| model.remove(at));
-                model.extend(known.map(|(h, v, name, _)| (h, v, name, now)));
+                model.extend(known.map(|(h, _, name, _)| (h, via, name, now)));
                 assert_eq!(peers.shown_via(host(n), via, now), known.map(|k| k.2));
             }
             9..13 if !model.is_empty() => {
@@ -150,8 +162,10 @@ fn open_ones_agree_with_a_list() {
                 peers.forget_idle(now, Millis(20_000));
             }
             _ if step % 50 == 0 => {
-                model.retain(|&(_, v, ..)| v != via);
-                peers.forget_via(via);
+                if let Some(port) = via.port() {
+                    model.retain(|&(_, v, ..)| v.port() != Some(port));
+                    peers.forget_port(port);
+                }
             }
             _ => {}
         }

@@ -10,7 +10,7 @@ use smoltcp::wire::IpProtocol;
 
 const ID: FlowId = FlowId { index: 3, generation: 1 };
 const MAC: Mac = [2, 0, 0, 0, 0, 9];
-const OPTS: SendOpts = SendOpts { ttl: 64, tos: 0x28, df: true, segment: 0 };
+const OPTS: SendOpts = SendOpts { ttl: 64, tos: 0x28, df: true, segment: 0, local: Local::ANY };
 
 /// One mapping of 10.0.2.100:5000, and everything around it.
 struct Bed {
@@ -71,7 +71,14 @@ impl Bed {
     fn receive(&mut self, from: &str, len: usize) -> Option<Slot> {
         let slot = self.slot(len);
         let from = at(from);
-        self.event(DgramEvent::Received { slot, from, ttl: Some(7), tos: 3, segment: 0 });
+        self.event(DgramEvent::Received {
+            slot,
+            from,
+            local: Local::ANY,
+            ttl: Some(7),
+            tos: 3,
+            segment: 0,
+        });
         self.written()
     }
 
@@ -196,6 +203,7 @@ fn error(to: &str, icmp: (u8, u8), offender: &str) -> DgramEvent {
         mtu: 1300,
         offender: Some(offender.parse().unwrap()),
         to: at(to),
+        local: Local::ANY,
         echo_seq: 0,
     })
 }
@@ -249,7 +257,7 @@ fn a_refusal_is_told_unless_it_is_about_another_datagram() {
         (libc::EAGAIN, None),
     ] {
         let (slot, to) = (bed.slot(10), at("198.51.100.7:9"));
-        bed.event(DgramEvent::Refused { slot, to, errno: Errno(errno) });
+        bed.event(DgramEvent::Refused { slot, to, local: Local::ANY, errno: Errno(errno) });
         let written = bed.written();
         let got = written.map(|slot| slot.bytes()[ip(&slot).start + 1]);
         assert_eq!(got, code, "{errno}");
@@ -308,7 +316,14 @@ fn a_run_goes_to_the_guest_as_one_frame() {
     let mut bed = Bed::new();
     bed.send("198.51.100.7:7", "198.51.100.7:7", 10, OPTS);
     let (slot, from) = (bed.slot(1000), at("198.51.100.7:7"));
-    bed.event(DgramEvent::Received { slot, from, ttl: None, tos: 0, segment: 300 });
+    bed.event(DgramEvent::Received {
+        slot,
+        from,
+        local: Local::ANY,
+        ttl: None,
+        tos: 0,
+        segment: 300,
+    });
     let slot = bed.written().unwrap();
     let header = frame::parse(slot.bytes()).unwrap().vnet;
     assert_eq!((header.gso_type, header.gso_size), (vnet::GSO_UDP_L4, 300));

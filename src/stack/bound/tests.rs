@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::V4Net;
+use crate::flow::local::Local;
 use crate::flow::{Action, DgramError, Errno, Event};
 use crate::frame::{self, L3, vnet};
 use crate::limits::{FORWARD_PEERS_MAX, NEIGHBOUR_FRESH, UDP_IDLE};
@@ -53,7 +54,12 @@ fn heard(bed: &mut Bed) -> Vec<Vec<u8>> {
 
 /// A datagram comes; who it is from, as the guest sees it.
 fn come(bed: &mut Bed, port: FlowId, from: &str) -> SocketAddr {
-    bed.receive(port, at(from), b"question");
+    come_to(bed, port, from, Local::ANY)
+}
+
+/// The same, to an address of the host.
+fn come_to(bed: &mut Bed, port: FlowId, from: &str, local: Local) -> SocketAddr {
+    bed.receive_at(port, at(from), local, b"question");
     let frames = heard(bed);
     let [frame] = &frames[..] else { panic!("{} frames for {from}", frames.len()) };
     let (ip, datagram) = transport(frame);
@@ -64,12 +70,21 @@ fn come(bed: &mut Bed, port: FlowId, from: &str) -> SocketAddr {
 
 /// The guest answers; by which socket, and to whom.
 fn answer(bed: &mut Bed, from: SocketAddr, to: SocketAddr) -> Option<(FlowId, SocketAddr)> {
+    answer_from(bed, from, to).map(|(flow, to, _)| (flow, to))
+}
+
+/// The same, and from which address of the host.
+fn answer_from(
+    bed: &mut Bed,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> Option<(FlowId, SocketAddr, Local)> {
     bed.send(&udp(from, to, b"answer"));
     let mut actions = bed.actions();
     actions.retain(|action| !matches!(action, Action::TapWrite { .. }));
-    let [Action::DgramSend { flow, to, slot, .. }] = &actions[..] else { return None };
+    let [Action::DgramSend { flow, to, slot, opts }] = &actions[..] else { return None };
     assert_eq!(slot.bytes(), b"answer");
-    Some((*flow, *to))
+    Some((*flow, *to, opts.local))
 }
 
 fn close(bed: &mut Bed, port: FlowId) -> Vec<FlowId> {
@@ -139,6 +154,62 @@ fn peers_that_would_look_the_same_are_told_apart() {
         assert_eq!(come(&mut bed, port, peer), *seen_as, "the same each time");
         assert_eq!(answer(&mut bed, server(), *seen_as), Some((port, at(peer))));
     }
+}
+
+#[test]
+fn answers_leave_from_where_was_asked() {
+    let (mut bed, port) = open(NetConfig::native());
+    let asked = [1, 2].map(|n| Local::new([192, 0, 2, n].into(), 0));
+    // One endpoint at two addresses.
+    let peer = "198.51.100.7:4000";
+    let seen = asked.map(|local| come_to(&mut bed, port, peer, local));
+    assert_eq!(seen[0], at(peer));
+    assert_ne!(seen[0], seen[1]);
+    for n in [1, 0, 1] {
+        let sent = answer_from(&mut bed, server(), seen[n]);
+        assert_eq!(sent, Some((port, at(peer), asked[n])));
+        assert_eq!(come_to(&mut bed, port, peer, asked[n]), seen[n]);
+    }
+    // Whom the guest speaks to first: as the routes say, and from then on as it has answered.
+    let other = at("198.51.100.9:9");
+    assert_eq!(answer_from(&mut bed, server(), other), Some((port, other, Local::ANY)));
+    assert_eq!(come_to(&mut bed, port, "198.51.100.9:9", asked[1]), other);
+    assert_eq!(answer_from(&mut bed, server(), other), Some((port, other, asked[1])));
+    assert_ne!(come_to(&mut bed, port, "198.51.100.9:9", asked[0]), other);
+    // Of an error it is said which of the two it is about, or nothing of that.
+    let mut about = |local| {
+        let error = DgramError {
+            errno: Errno(libc::EHOSTUNREACH),
+            icmp: Some((3, 1)),
+            mtu: 0,
+            offender: None,
+            to: at(peer),
+            local,
+            echo_seq: 0,
+        };
+        bed.stack.handle_event(Event::DgramError { flow: port, error }, bed.now);
+        let frames = heard(&mut bed);
+        let (_, message) = transport(&frames[0]);
+        u16::from_be_bytes([message[30], message[31]])
+    };
+    assert_eq!([asked[1], asked[0]].map(&mut about), [seen[1].port(), seen[0].port()]);
+    assert_eq!(about(Local::ANY), seen[0].port(), "the one used last");
+    assert_eq!(bed.lent(), 0);
+}
+
+/// One endpoint that comes to very many addresses is as bounded as very many that come to one.
+#[test]
+fn ten_thousand_addresses() {
+    let (mut bed, port) = open(NetConfig::native());
+    let local = |n: u16| Local::new([127, 1, (n >> 8) as u8, n as u8].into(), 0);
+    for n in 0..10_000 {
+        bed.receive_at(port, at("127.0.0.1:4000"), local(n), b"question");
+        assert_eq!(heard(&mut bed).len(), 1);
+    }
+    let seen = come_to(&mut bed, port, "127.0.0.1:4000", local(9_000));
+    let sent = answer_from(&mut bed, server(), seen);
+    assert_eq!(sent, Some((port, at("127.0.0.1:4000"), local(9_000))));
+    assert_eq!((bed.stack.stats().flows, bed.lent()), (2, 0));
 }
 
 #[test]
@@ -250,6 +321,7 @@ fn whose_port_is_closed_is_forgotten() {
         mtu: 0,
         offender: Some(at("127.0.0.1:0").ip()),
         to: at("127.0.0.1:5000"),
+        local: Local::ANY,
         echo_seq: 0,
     };
     bed.stack.handle_event(Event::DgramError { flow: port, error }, bed.now);
@@ -336,7 +408,15 @@ fn a_run_becomes_one_frame() {
     let mut slot = bed.stack.pools().large.take().unwrap();
     slot.set_range(crate::limits::HEADROOM, 1000);
     let from = at("127.0.0.1:9");
-    let event = Event::DgramReceived { flow, slot, from, ttl: Some(60), tos: 5, segment: 300 };
+    let event = Event::DgramReceived {
+        flow,
+        slot,
+        from,
+        local: Local::ANY,
+        ttl: Some(60),
+        tos: 5,
+        segment: 300,
+    };
     bed.stack.handle_event(event, bed.now);
     let frames = heard(&mut bed);
     let header = read(&frames[0]).0.vnet;

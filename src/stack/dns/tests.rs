@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::NetConfig;
+use crate::flow::local::Local;
 use crate::flow::{Action, DgramError, DgramKind, Errno, Event, FlowId};
 use crate::limits::{DNS_LIFE, DNS_PENDING_MAX, DNS_RETRY, VNET_LEN};
 use crate::stack::testing::*;
@@ -93,7 +94,15 @@ fn delivered(bed: &mut Bed, flow: FlowId) -> Vec<u8> {
 type Failure = &'static dyn Fn(&mut Bed, FlowId, SocketAddr, &[u8]);
 
 fn refused(to: SocketAddr) -> DgramError {
-    DgramError { errno: Errno(111), icmp: Some((3, 3)), mtu: 0, offender: None, to, echo_seq: 0 }
+    DgramError {
+        errno: Errno(111),
+        icmp: Some((3, 3)),
+        mtu: 0,
+        offender: None,
+        to,
+        local: Local::ANY,
+        echo_seq: 0,
+    }
 }
 
 #[test]
@@ -190,7 +199,7 @@ fn failures_move_on_at_once_and_the_last_one_is_told() {
         },
         &|bed, flow, to, _| {
             let slot = bed.stack.pools().small.take().unwrap();
-            let event = Event::DgramSent { flow, slot, to, errno: Errno(101) };
+            let event = Event::DgramSent { flow, slot, to, local: Local::ANY, errno: Errno(101) };
             bed.stack.handle_event(event, bed.now);
         },
         &|bed, flow, to, q| bed.receive(flow, to, &answer(q, 2)),
