@@ -2,7 +2,11 @@
 //! stands in the way is known at once, and carried by workers.
 //!
 //! A forward is one port or a range, and all of it or nothing: every socket is bound before the first one is given to a
-//! worker. Whether two forwards are in each other's way is for the kernel to say; here it is only put into words.
+//! worker, and every worker has said that it carries what it was given before the forward is there; if one has no room,
+//! all of it is taken back. Whether two forwards are in each other's way is for the kernel to say; here it is only put into words.
+//!
+//! Each socket has taken its descriptor from those that the workers share, so that ports and conversations together
+//! never meet the process's limit.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,10 +17,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::config::{Forward, ForwardId, NetConfig, Transport};
-use crate::limits::{API_PATIENCE, DESCRIPTORS_OWN, LISTEN_BACKLOG};
+use crate::limits::{API_PATIENCE, LISTEN_BACKLOG};
+use crate::stack::descriptors::Taken;
 use crate::worker::{ForwardedPort, Handle, Request, bound};
 
 /// Who carries ports: the workers.
@@ -25,6 +32,10 @@ pub trait Carriers {
     fn count(&self) -> usize;
     /// Asks one of them.
     fn request(&self, which: usize, request: Request);
+    /// A descriptor of those that they share; `None`: there is none.
+    fn lend(&self) -> Option<Taken>;
+    /// How many of them there are.
+    fn free(&self) -> u32;
 }
 
 impl Carriers for [Handle] {
@@ -37,6 +48,14 @@ impl Carriers for [Handle] {
             handle.request(request);
         }
     }
+
+    fn lend(&self) -> Option<Taken> {
+        self.first()?.descriptors().lend()
+    }
+
+    fn free(&self) -> u32 {
+        self.first().map_or(0, |handle| handle.descriptors().free())
+    }
 }
 
 /// All forwards of this process.
@@ -45,7 +64,7 @@ pub struct Forwards<'a, C: ?Sized = [Handle]> {
     carriers: &'a C,
     net: &'a NetConfig,
     /// Open files that the process may have.
-    descriptors: u64,
+    limit: u64,
     /// As they were asked for, with the guest's address filled in.
     rules: BTreeMap<ForwardId, Forward>,
     /// Ports of all rules.
@@ -65,47 +84,54 @@ pub struct Refused {
 }
 
 impl<'a, C: Carriers + ?Sized> Forwards<'a, C> {
-    /// None yet. The limit on open files is taken as it is now.
+    /// None yet.
     pub fn new(carriers: &'a C, net: &'a NetConfig) -> Self {
-        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-        Self { carriers, net, descriptors, rules: BTreeMap::new(), ports: 0, last_id: 0, turn: 0 }
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        Self { carriers, net, limit, rules: BTreeMap::new(), ports: 0, last_id: 0, turn: 0 }
     }
 
     /// Binds all ports of a forward, and from now on they lead into the guest.
     ///
     /// # Errors
     /// What is wrong with it, or the first port that cannot be had, and why.
-    pub fn add(&mut self, mut forward: Forward) -> Result<ForwardId, Refused> {
+    pub async fn add(&mut self, mut forward: Forward) -> Result<ForwardId, Refused> {
         let guest_addr = guest_addr(&forward, self.net)?;
         forward.guest_addr = Some(guest_addr);
         let ports = forward.len() as u64;
         if forward.guest_port_end().is_none() || *forward.host_ports.start() == 0 || ports == 0 {
             return wrong("guest_port", "ports must be from 1 to 65535".into());
         }
-        let needed = DESCRIPTORS_OWN + self.ports + ports;
-        if needed > self.descriptors {
-            return Err(self.too_many(ports));
-        }
+        let free = self.carriers.free();
         let mut sockets = Vec::with_capacity(forward.len());
         for port in forward.host_ports.clone() {
+            let taken = self.carriers.lend().ok_or_else(|| self.too_many(ports, free))?;
             let made = socket(&forward, port).map_err(|e| self.explain(&forward, port, &e))?;
-            sockets.push(made);
+            // In this order they are dropped as well.
+            sockets.push((made, taken));
         }
-        // Nothing fails from here on.
         self.last_id += 1;
         let id = ForwardId(self.last_id);
-        for (nth, socket) in (0..).zip(sockets) {
+        let (done, carried) = unbounded_channel();
+        for (nth, (socket, taken)) in (0..).zip(sockets) {
+            let (transport, done) = (forward.transport, done.clone());
             let guest = SocketAddr::new(guest_addr, forward.guest_port + nth);
-            let port = ForwardedPort { id, transport: forward.transport, socket, guest };
+            let port = ForwardedPort { id, transport, socket, taken, guest, done };
             let which = match forward.transport {
                 Transport::Tcp => self.next(),
                 Transport::Udp => bound::home(&guest, self.carriers.count()),
             };
             self.carriers.request(which, Request::Forward(port));
         }
+        drop(done);
+        let result = all_carried(ports, carried).await;
+        let refused = result.err().map(|why| not_carried(&forward, &why));
         self.ports += ports;
         self.rules.insert(id, forward);
-        Ok(id)
+        let Some(refused) = refused else { return Ok(id) };
+        if let Some(leaving) = self.remove(id) {
+            leaving.done().await;
+        }
+        Err(refused)
     }
 
     /// Each in turn.
@@ -132,11 +158,10 @@ impl<'a, C: Carriers + ?Sized> Forwards<'a, C> {
         Some(Leaving((0..self.carriers.count()).map(ask).collect()))
     }
 
-    fn too_many(&self, ports: u64) -> Refused {
-        let (limit, held) = (self.descriptors, self.ports);
-        let needed = DESCRIPTORS_OWN + held + ports;
+    fn too_many(&self, ports: u64, free: u32) -> Refused {
+        let (limit, held) = (self.limit, self.ports);
         let line = format!(
-            "{ports} more {} with {held} forwarded already and {DESCRIPTORS_OWN} kept for the rest: {needed} open files, \
+            "{ports} more {} with {held} forwarded already: of the open files there may be, {free} are left for that, \
              and the limit is {limit}; raise it (ulimit -Hn, LimitNOFILE= of systemd)",
             if ports == 1 { "port" } else { "ports" },
         );
@@ -149,7 +174,9 @@ impl<'a, C: Carriers + ?Sized> Forwards<'a, C> {
         let what = error.raw_os_error().map(Errno::from_raw);
         let why = what.map_or_else(|| error.to_string(), |e| e.desc().to_owned());
         let remedy = match what {
-            Some(Errno::EMFILE | Errno::ENFILE) => return self.too_many(forward.len() as u64),
+            Some(Errno::EMFILE | Errno::ENFILE) => {
+                return self.too_many(forward.len() as u64, self.carriers.free());
+            }
             Some(Errno::EACCES) => format!(
                 "; lower the sysctl net.ipv4.ip_unprivileged_port_start to {port}, or choose a higher port"
             ),
@@ -201,8 +228,38 @@ impl Leaving {
                 let _ = worker.await;
             }
         };
-        tokio::time::timeout(Duration::from_millis(API_PATIENCE.0), all).await.is_ok()
+        timeout(Duration::from_millis(API_PATIENCE.0), all).await.is_ok()
     }
+}
+
+/// Waits until the workers have said that they carry so many ports; or the first reason why not.
+async fn all_carried(
+    ports: u64,
+    mut carried: UnboundedReceiver<io::Result<()>>,
+) -> Result<(), String> {
+    let all = async {
+        for _ in 0..ports {
+            match carried.recv().await {
+                Some(result) => result.map_err(|e| e.to_string())?,
+                None => return Err("a worker has ended".to_owned()),
+            }
+        }
+        Ok(())
+    };
+    timeout(Duration::from_millis(API_PATIENCE.0), all)
+        .await
+        .unwrap_or_else(|_| Err("the workers do not answer".to_owned()))
+}
+
+/// Says that a worker does not carry what it was given.
+fn not_carried(forward: &Forward, why: &str) -> Refused {
+    let Forward { transport, host_addr, host_ports, .. } = forward;
+    let name = transport.name().to_uppercase();
+    let ports = match (host_ports.start(), host_ports.end()) {
+        (first, last) if first == last => format!("port {first}"),
+        (first, last) => format!("ports {first}-{last}"),
+    };
+    Refused { argument: None, line: format!("{name} {ports} of {host_addr}: {why}") }
 }
 
 fn wrong<T>(argument: &'static str, line: String) -> Result<T, Refused> {

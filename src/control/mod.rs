@@ -310,6 +310,7 @@ async fn watch(
     for forward in &config.forwards {
         forwards
             .add(forward.clone())
+            .await
             .map_err(|refused| Failure::new(format!("--publish: {}", refused.line)))?;
     }
     announce(config);

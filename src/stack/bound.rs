@@ -6,7 +6,9 @@
 //! are therefore to be with one worker; that is the caller's to see to.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use super::descriptors::{Descriptors, Taken};
 use super::{Flow, Stack};
 use crate::config::{NetConfig, Outbound};
 use crate::flow::forward::Port;
@@ -49,23 +51,39 @@ fn is_source<A: Copy + Into<IpAddr>>(wanted: &Option<Outbound<A>>, ip: IpAddr) -
 }
 
 impl Stack {
-    /// Takes datagrams of a bound socket from now on. The answer is the number of its flow; `None`: there is no room
-    /// for it, or no such guest.
-    pub fn handle_bound(&mut self, port: &Bound, now: Time) -> Option<FlowId> {
+    /// What flows, and the ports that lead to them, take their descriptors from.
+    pub fn descriptors(&self) -> &Arc<Descriptors> {
+        self.share.all()
+    }
+
+    /// Takes datagrams of a bound socket from now on. The answer is the number of its flow.
+    ///
+    /// # Errors
+    /// There is no room for it, or no such guest: what was lent for it is back.
+    pub fn handle_bound(&mut self, port: &Bound, taken: Taken, now: Time) -> Result<FlowId, Taken> {
         self.give_up();
         let has_family = port.guest.is_ipv4() || self.net.v6.is_some();
         if self.draining || !has_family || port.guest.is_ipv4() != port.local.is_ipv4() {
-            return None;
+            return Err(taken);
         }
         self.make_room(now);
         let key = FlowKey::guest_only(Proto::Udp, port.guest);
         let mapping = match self.flows.find(&key) {
             Some(mapping) => mapping,
-            None => self.expect(key)?,
+            None => match self.expect(key) {
+                Some(mapping) => mapping,
+                None => return Err(taken),
+            },
         };
-        let id = self.add_port(key, mapping);
+        let id = match self.flows.insert_unnamed(key, Flow::Bound(mapping)) {
+            Ok(id) => {
+                self.share.adopt(taken);
+                Ok(id)
+            }
+            Err(_) => Err(taken),
+        };
         if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(mapping) {
-            if let Some(id) = id {
+            if let Ok(id) = id {
                 flow.attach(Port { flow: id, speaks: port.speaks(&self.net) }, &self.visitor_room);
                 self.idle.remove(mapping.index);
             } else if flow.is_new() {
@@ -85,14 +103,6 @@ impl Stack {
             seat.seize(&key);
         }
         Some(id)
-    }
-
-    fn add_port(&mut self, key: FlowKey, mapping: FlowId) -> Option<FlowId> {
-        if !self.share.take() {
-            return None;
-        }
-        let id = self.flows.insert_unnamed(key, Flow::Bound(mapping));
-        id.inspect_err(|_| self.share.give()).ok()
     }
 
     /// Ends a bound socket's flow. What the guest has begun from the endpoint goes on.

@@ -32,17 +32,20 @@ impl Descriptors {
         Arc::new(Self { part, common, free: AtomicU32::new(common) })
     }
 
-    /// Takes one from what is common; false: none is free. For flows there is [`Share`]; this is for what is
-    /// no flow and holds a descriptor for long: each port that is forwarded takes one when it opens its socket,
-    /// and [gives](Descriptors::give) it back when that is closed.
-    pub fn take(&self) -> bool {
+    /// Takes one from what is common; `None`: none is free. For flows there is [`Share`]; this is for what
+    /// holds a descriptor for long and begins elsewhere: a port that is forwarded takes one before it opens its socket.
+    pub fn lend(self: &Arc<Self>) -> Option<Taken> {
+        self.take().then(|| Taken(Some(self.clone())))
+    }
+
+    fn take(&self) -> bool {
         // Relaxed: the number stands for itself.
         let one_less = |free: u32| free.checked_sub(1);
         self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
     /// Gives one back.
-    pub fn give(&self) {
+    fn give(&self) {
         let before = self.free.fetch_add(1, Ordering::Relaxed);
         debug_assert!(before < self.common, "gives back what was not taken");
     }
@@ -50,6 +53,19 @@ impl Descriptors {
     /// How many are free for anyone.
     pub fn free(&self) -> u32 {
         self.free.load(Ordering::Relaxed)
+    }
+}
+
+/// One of what is common. It is given back when this is dropped: to be kept beside the descriptor that it stands for, and
+/// dropped after it.
+#[derive(Debug)]
+pub struct Taken(Option<Arc<Descriptors>>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(all) = &self.0 {
+            all.give();
+        }
     }
 }
 
@@ -71,6 +87,21 @@ impl Share {
         let may = self.held < self.all.part || self.all.take();
         self.held += u32::from(may);
         may
+    }
+
+    /// Holds one that was [lent](Descriptors::lend) for a flow of this share's, as if it had been taken here.
+    pub fn adopt(&mut self, mut taken: Taken) {
+        debug_assert!(taken.0.as_ref().is_some_and(|all| Arc::ptr_eq(all, &self.all)));
+        if self.held >= self.all.part {
+            // What is beyond the part is of what is common, and `give` gives it back.
+            taken.0 = None;
+        }
+        self.held += 1;
+    }
+
+    /// What all share.
+    pub fn all(&self) -> &Arc<Descriptors> {
+        &self.all
     }
 
     /// Gives one back: to the others first.
@@ -148,6 +179,29 @@ mod tests {
         assert!(!all.take());
         share.give();
         assert!(all.take() && !share.take());
+    }
+
+    #[test]
+    fn what_was_lent_is_held_once() {
+        let all = Descriptors::new(6, 1);
+        let mut share = Share::new(all.clone());
+        assert_eq!((all.part, all.common), (3, 3));
+        // Of the part first, however it was taken.
+        for left in [3, 3, 3, 2, 1, 0] {
+            let taken = all.lend().unwrap();
+            share.adopt(taken);
+            assert_eq!(all.free(), left);
+        }
+        assert!(all.lend().is_none() && !share.take());
+        for left in [1, 2, 3, 3, 3, 3] {
+            share.give();
+            assert_eq!(all.free(), left);
+        }
+        // What nobody adopts comes back by itself.
+        let lent: Vec<_> = std::iter::from_fn(|| all.lend()).collect();
+        assert_eq!((lent.len(), share.room()), (3, 3));
+        drop(lent);
+        assert_eq!((all.free(), share.room()), (3, 6));
     }
 
     /// However they race, they never hold more than there are, and all comes back.

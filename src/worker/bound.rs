@@ -13,6 +13,7 @@ use super::run::Limit;
 use super::sock::Sock;
 use super::{ForwardedPort, Worker, dgram};
 use crate::config::ForwardId;
+use crate::limits::FLOWS_MAX;
 use crate::stack::bound::Bound;
 
 /// The worker, of so many, that is to have the UDP ports that lead to an endpoint of the guest: all of them, for
@@ -23,16 +24,10 @@ pub fn home(guest: &SocketAddr, workers: usize) -> usize {
 }
 
 impl Worker {
-    /// Takes datagrams of a bound socket from now on.
-    pub(super) fn bind(&mut self, port: ForwardedPort) {
-        let (id, guest) = (port.id, port.guest);
-        if let Err(e) = self.try_bind(port) {
-            tracing::warn!("forward {}: UDP port to {guest}: {e}: what comes is lost", id.0);
-        }
-    }
-
-    fn try_bind(&mut self, port: ForwardedPort) -> io::Result<()> {
-        let ForwardedPort { id, socket, guest, .. } = port;
+    /// Takes datagrams of a bound socket from now on. `Err`: it cannot, and the socket is closed.
+    pub(super) fn bind(&mut self, port: ForwardedPort) -> io::Result<()> {
+        // What was taken is dropped after the socket that it stands for.
+        let ForwardedPort { id, taken, socket, guest, .. } = port;
         let its = SockRef::from(&socket);
         let local = its.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
         let device = its.device()?.is_some();
@@ -42,8 +37,16 @@ impl Worker {
             dgram::ask_local(&socket, local.is_ipv4())?;
         }
         let bound = Bound { guest, local, device };
-        let Some(flow) = self.stack.handle_bound(&bound, self.now) else {
-            return Err(io::Error::other("no room for another flow, or no such guest"));
+        let flow = match self.stack.handle_bound(&bound, taken, self.now) {
+            Ok(flow) => flow,
+            Err(taken) => {
+                drop(socket);
+                drop(taken);
+                return Err(io::Error::other(format!(
+                    "its worker has no room for another conversation ({FLOWS_MAX} at most); try again when some have \
+                     ended, or with more workers"
+                )));
+            }
         };
         let mut sock = Sock::new(socket, flow.generation);
         sock.told = told;

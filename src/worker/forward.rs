@@ -21,7 +21,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
@@ -30,10 +29,10 @@ use super::submit;
 use super::team::{Connection, Posted};
 use super::token::Token;
 use super::{ForwardedPort, InFlight, Worker};
-use crate::config::ForwardId;
+use crate::config::{ForwardId, Transport};
 use crate::flow::{Errno, FlowId};
 use crate::limits::{ACCEPT_RETRY, REQUESTS_TURN};
-use crate::stack::descriptors::Descriptors;
+use crate::stack::descriptors::Taken;
 use crate::time::Time;
 
 /// Who waits for ports to be free: told when the last of the sockets drops it.
@@ -54,22 +53,13 @@ struct Listener {
     // First it is closed, then the number of descriptors is less, then whoever waits for that is told: in this order.
     fd: OwnedFd,
     #[expect(dead_code, reason = "is there to be dropped")]
-    counted: Option<Counted>,
+    taken: Taken,
     id: ForwardId,
     guest: SocketAddr,
     /// Its accept is in flight.
     armed: bool,
     /// It is to be closed, and these are told.
     closing: Option<Vec<Waiter>>,
-}
-
-/// One of the descriptors that all workers share.
-struct Counted(Arc<Descriptors>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.give();
-    }
 }
 
 impl Listeners {
@@ -94,18 +84,28 @@ impl Listeners {
 }
 
 impl Worker {
-    /// Accepts connections on a listening socket from now on.
-    pub(super) fn listen(&mut self, port: ForwardedPort) -> io::Result<()> {
-        let ForwardedPort { id, socket: fd, guest, .. } = port;
-        if self.stack.is_draining() {
-            return Ok(());
-        }
+    /// Carries a port into the guest from now on, and says whether it does. `Err`: the worker cannot go on.
+    pub(super) fn carry(&mut self, port: ForwardedPort) -> io::Result<()> {
+        let done = port.done.clone();
+        let result = match port.transport {
+            _ if self.stack.is_draining() => Err(io::Error::other("the guest is about to end")),
+            Transport::Tcp => {
+                self.listen(port)?;
+                Ok(())
+            }
+            Transport::Udp => self.bind(port),
+        };
+        // Who has not waited for the answer has ended the forward.
+        let _ = done.send(result);
+        Ok(())
+    }
+
+    /// Accepts connections on a listening socket.
+    fn listen(&mut self, port: ForwardedPort) -> io::Result<()> {
+        let ForwardedPort { id, socket: fd, taken, guest, .. } = port;
         // Fails on no socket of TCP; and if it did, connections would be a little worse.
         let _ = sock::prepare_listener(&fd);
-        // Control has seen that there are enough; a socket that exceeds them is here all the same.
-        let descriptors = self.team.descriptors();
-        let counted = descriptors.take().then(|| Counted(descriptors.clone()));
-        let listener = Listener { fd, counted, id, guest, armed: false, closing: None };
+        let listener = Listener { fd, taken, id, guest, armed: false, closing: None };
         let index = self.listeners.all.put(listener);
         self.accept(index)
     }

@@ -69,7 +69,7 @@ use crate::limits::{
     BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, REQUESTS_TURN,
     SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
-use crate::stack::descriptors::Share;
+use crate::stack::descriptors::{Descriptors, Share, Taken};
 use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
@@ -102,7 +102,7 @@ pub enum Request {
     Resolvers(Vec<IpAddr>),
     /// No new flows; say [`Notice::Drained`] when nothing is left on its way to the host.
     Drain,
-    /// Carry a port into the guest.
+    /// Carry a port into the guest. It says itself whom to tell.
     Forward(ForwardedPort),
     /// Close every socket of a forward. Conversations of TCP go on. The sender is used, or dropped, when the ports are free.
     Unforward(ForwardId, oneshot::Sender<()>),
@@ -121,8 +121,12 @@ pub struct ForwardedPort {
     pub transport: Transport,
     /// Non-blocking, bound, closed on exec.
     pub socket: OwnedFd,
+    /// What it has taken of the [team's](Handle::descriptors) descriptors.
+    pub taken: Taken,
     /// Where in the guest.
     pub guest: SocketAddr,
+    /// Is told that the port leads into the guest; or why not, and then the socket is closed.
+    pub done: UnboundedSender<io::Result<()>>,
 }
 
 /// What a worker tells control.
@@ -139,6 +143,7 @@ pub enum Notice {
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
+    team: Arc<Team>,
     mailbox: Arc<Mailbox>,
     thread: thread::JoinHandle<()>,
 }
@@ -180,7 +185,7 @@ impl Handle {
         let mailbox = Arc::new(Mailbox { requests: Mutex::new(Vec::new()), bell });
         let theirs = mailbox.clone();
         let (started, start) = mpsc::channel();
-        let team = team.clone();
+        let (team, its_team) = (team.clone(), team.clone());
         let name = format!("worker-{me}");
         let thread = thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
             // Slots and the ring belong to this thread: all is made here.
@@ -189,15 +194,20 @@ impl Handle {
                 Ok(worker) => worker,
                 Err(e) => return drop(started.send(Err(e))),
             };
-            worker.join(team, me);
+            worker.join(its_team, me);
             let _ = started.send(Ok(()));
             LastWord { notices, me, result: None }.after(move || worker.run());
         })?;
         match start.recv() {
-            Ok(Ok(())) => Ok(Self { mailbox, thread }),
+            Ok(Ok(())) => Ok(Self { team, mailbox, thread }),
             Ok(Err(e)) => Err(e),
             Err(mpsc::RecvError) => Err(io::Error::other("the worker died at its start")),
         }
+    }
+
+    /// What flows and forwarded ports of all workers of its team take their descriptors from.
+    pub fn descriptors(&self) -> &Arc<Descriptors> {
+        self.team.descriptors()
     }
 
     /// Passes a request on; it is taken up within the worker's current turn, or wakes it.
@@ -499,10 +509,7 @@ impl Worker {
                     self.close_listeners(None, None);
                     self.draining = true;
                 }
-                Request::Forward(port) => match port.transport {
-                    Transport::Tcp => self.listen(port)?,
-                    Transport::Udp => self.bind(port),
-                },
+                Request::Forward(port) => self.carry(port)?,
                 Request::Unforward(id, done) => self.unforward(id, done),
                 Request::Stats(reply) => drop(reply.send(self.stack.stats())),
                 Request::Stop => self.stopped = true,

@@ -16,8 +16,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::flow::Handed;
 use crate::limits::{
-    DESCRIPTORS_OWN, FLOWS_MAX, HAND_OVER_BYTES, HAND_OVER_CONNECTIONS, HAND_OVER_FRAMES,
-    SLOT_BYTES,
+    DESCRIPTORS_OWN, HAND_OVER_BYTES, HAND_OVER_CONNECTIONS, HAND_OVER_FRAMES, SLOT_BYTES,
 };
 use crate::stack::descriptors::Descriptors;
 use crate::stack::directory::{Directory, Seat};
@@ -72,7 +71,7 @@ impl Team {
         };
         Arc::new(Self {
             directory: (workers > 1).then(|| Directory::new(workers, secret)),
-            descriptors: Descriptors::new(descriptors_max(workers), workers),
+            descriptors: Descriptors::new(descriptors_max(), workers),
             inboxes: (0..workers).map(inbox).collect(),
         })
     }
@@ -150,11 +149,10 @@ impl Team {
     }
 }
 
-/// Descriptors that so many workers may hold together: the process's limit, less what it needs otherwise.
-fn descriptors_max(workers: usize) -> u32 {
-    let places = workers as u64 * u64::from(FLOWS_MAX);
+/// Descriptors that workers and ports may hold together: the process's limit, less what it needs otherwise.
+fn descriptors_max() -> u32 {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    soft.saturating_sub(DESCRIPTORS_OWN).clamp(1, places.max(1)) as u32
+    soft.saturating_sub(DESCRIPTORS_OWN).clamp(1, i32::MAX as u64) as u32
 }
 
 impl Inbox {

@@ -63,7 +63,8 @@ impl Crew {
         let worker = home(&guest, WORKERS);
         let local = SocketAddr::from(([0, 0, 0, 0], 5000));
         let bound = Bound { guest, local, device: false };
-        let flow = self.stacks[worker].handle_bound(&bound, self.now).expect("room");
+        let taken = self.stacks[worker].descriptors().lend().expect("a descriptor");
+        let flow = self.stacks[worker].handle_bound(&bound, taken, self.now).expect("room");
         Port { worker, flow, guest }
     }
 

@@ -64,7 +64,7 @@ impl Api {
             tokio::select! {
                 Some(Job { request, answer }) = asked.recv() => {
                     // A client that has gone gets none; what it asked for is done.
-                    let _ = answer.send(execute(forwards, request));
+                    let _ = answer.send(execute(forwards, request).await);
                 }
                 (stream, place) = self.next(&clients) => {
                     let jobs = jobs.clone();
@@ -94,11 +94,14 @@ impl Api {
     }
 }
 
-/// Does what is asked.
-fn execute<C: Carriers + ?Sized>(forwards: &mut Forwards<'_, C>, request: PortRequest) -> Answer {
+/// Does what is asked. One at a time: a port is added when the workers have it, which is within a turn of theirs.
+async fn execute<C: Carriers + ?Sized>(
+    forwards: &mut Forwards<'_, C>,
+    request: PortRequest,
+) -> Answer {
     tracing::debug!("API: {request:?}");
     Answer::Text(match request {
-        PortRequest::Add(forward) => match forwards.add(forward) {
+        PortRequest::Add(forward) => match forwards.add(forward).await {
             Ok(id) => protocol::added(id),
             Err(refused) => {
                 tracing::warn!("add_hostfwd: {}", refused.line);

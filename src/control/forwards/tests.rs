@@ -2,26 +2,39 @@
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::*;
+use crate::stack::descriptors::Descriptors;
 
 /// Workers that keep what they are given.
-struct Notes(Vec<RefCell<Vec<ForwardedPort>>>);
+struct Notes {
+    workers: Vec<RefCell<Vec<ForwardedPort>>>,
+    descriptors: Arc<Descriptors>,
+    /// So many ports they carry together.
+    room: usize,
+}
 
 impl Notes {
     fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| RefCell::default()).collect())
+        Self {
+            workers: (0..workers).map(|_| RefCell::default()).collect(),
+            descriptors: Descriptors::new(1000, workers),
+            room: usize::MAX,
+        }
     }
 
     fn counts(&self) -> Vec<usize> {
-        self.0.iter().map(|w| w.borrow().len()).collect()
+        self.workers.iter().map(|w| w.borrow().len()).collect()
     }
 
     /// Where each port leads, in the order of the ports.
     fn guests(&self) -> Vec<SocketAddr> {
-        let all =
-            self.0.iter().flat_map(|w| w.borrow().iter().map(|p| p.guest).collect::<Vec<_>>());
+        let all = self
+            .workers
+            .iter()
+            .flat_map(|w| w.borrow().iter().map(|p| p.guest).collect::<Vec<_>>());
         let mut all: Vec<_> = all.collect();
         all.sort();
         all
@@ -30,13 +43,28 @@ impl Notes {
 
 impl Carriers for Notes {
     fn count(&self) -> usize {
-        self.0.len()
+        self.workers.len()
+    }
+
+    fn lend(&self) -> Option<Taken> {
+        self.descriptors.lend()
+    }
+
+    fn free(&self) -> u32 {
+        self.descriptors.free()
     }
 
     fn request(&self, which: usize, request: Request) {
-        let mut ports = self.0[which].borrow_mut();
+        let full = self.counts().iter().sum::<usize>() >= self.room;
+        let mut ports = self.workers[which].borrow_mut();
         match request {
-            Request::Forward(port) => ports.push(port),
+            Request::Forward(port) if full => {
+                let _ = port.done.send(Err(io::Error::other("no room")));
+            }
+            Request::Forward(port) => {
+                let _ = port.done.send(Ok(()));
+                ports.push(port);
+            }
             Request::Unforward(id, done) => {
                 ports.retain(|port| port.id != id);
                 let _ = done.send(());
@@ -67,9 +95,15 @@ fn forward(transport: Transport, host: Ipv4Addr, first: u16, end: u16) -> Forwar
     }
 }
 
+/// For tests that wait for nothing else.
+fn add(forwards: &mut Forwards<'_, Notes>, forward: Forward) -> Result<ForwardId, Refused> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(forwards.add(forward))
+}
+
 fn refused(forwards: &mut Forwards<'_, Notes>, forward: Forward) -> String {
     let before = forwards.list().count();
-    let refused = forwards.add(forward).unwrap_err();
+    let refused = add(forwards, forward).unwrap_err();
     assert_eq!(forwards.list().count(), before);
     match refused.argument {
         Some(argument) => format!("{argument}: {}", refused.line),
@@ -83,7 +117,8 @@ async fn it_listens_until_it_is_removed_and_numbers_are_not_used_again() {
     let mut forwards = Forwards::new(&notes, &net);
     let (host, port) = (own(), FIRST);
     for id in 1..4 {
-        assert_eq!(forwards.add(forward(Transport::Tcp, host, port, port)).unwrap(), ForwardId(id));
+        let added = forwards.add(forward(Transport::Tcp, host, port, port)).await;
+        assert_eq!(added, Ok(ForwardId(id)));
         TcpStream::connect((host, port)).unwrap();
         let rules: Vec<_> = forwards.list().map(|(id, f)| (id, f.guest_addr)).collect();
         assert_eq!(rules, [(ForwardId(id), Some([10, 0, 2, 100].into()))]);
@@ -100,7 +135,7 @@ fn a_range_is_spread_and_its_ports_lead_to_their_own() {
         let (notes, net) = (Notes::new(3), NetConfig::native());
         let mut forwards = Forwards::new(&notes, &net);
         let (host, first) = (own(), FIRST);
-        forwards.add(forward(transport, host, first, first + 9)).unwrap();
+        add(&mut forwards, forward(transport, host, first, first + 9)).unwrap();
         let mut counts = notes.counts();
         counts.sort_unstable();
         assert_eq!(counts, [3, 3, 4]);
@@ -115,7 +150,7 @@ fn a_range_with_a_port_that_is_taken_leaves_nothing() {
         let (notes, net) = (Notes::new(2), NetConfig::native());
         let mut forwards = Forwards::new(&notes, &net);
         let (host, first) = (own(), FIRST);
-        let own = forwards.add(forward(transport, host, first + 3, first + 3)).unwrap();
+        let own = add(&mut forwards, forward(transport, host, first + 3, first + 3)).unwrap();
         let name = transport.name().to_uppercase();
         assert_eq!(
             refused(&mut forwards, forward(transport, host, first, first + 4)),
@@ -126,9 +161,9 @@ fn a_range_with_a_port_that_is_taken_leaves_nothing() {
         );
         assert_eq!(notes.counts().iter().sum::<usize>(), 1);
         // The ports before it are free again.
-        forwards.add(forward(transport, host, first, first + 2)).unwrap();
+        add(&mut forwards, forward(transport, host, first, first + 2)).unwrap();
         assert!(forwards.remove(own).is_some());
-        forwards.add(forward(transport, host, first + 3, first + 4)).unwrap();
+        add(&mut forwards, forward(transport, host, first + 3, first + 4)).unwrap();
     }
 }
 
@@ -173,19 +208,45 @@ fn a_port_that_needs_a_right() {
 
 #[test]
 fn more_ports_than_open_files() {
-    let (notes, net) = (Notes::new(1), NetConfig::native());
+    let net = NetConfig::native();
+    // Half of them is common.
+    let notes = Notes { descriptors: Descriptors::new(8, 1), ..Notes::new(1) };
     let mut forwards = Forwards::new(&notes, &net);
-    forwards.descriptors = DESCRIPTORS_OWN + 4;
+    forwards.limit = 72;
     let (host, first) = (own(), FIRST);
-    forwards.add(forward(Transport::Udp, host, first, first + 1)).unwrap();
+    add(&mut forwards, forward(Transport::Udp, host, first, first + 1)).unwrap();
     assert_eq!(
         refused(&mut forwards, forward(Transport::Udp, host, first + 2, first + 4)),
-        "3 more ports with 2 forwarded already and 64 kept for the rest: 69 open files, and the limit is 68; raise it \
-         (ulimit -Hn, LimitNOFILE= of systemd)"
+        "3 more ports with 2 forwarded already: of the open files there may be, 2 are left for that, and the limit is \
+         72; raise it (ulimit -Hn, LimitNOFILE= of systemd)"
     );
-    forwards.add(forward(Transport::Udp, host, first + 2, first + 3)).unwrap();
+    add(&mut forwards, forward(Transport::Udp, host, first + 2, first + 3)).unwrap();
     assert!(forwards.remove(ForwardId(1)).is_some());
-    forwards.add(forward(Transport::Udp, host, first, first + 1)).unwrap();
+    add(&mut forwards, forward(Transport::Udp, host, first, first + 1)).unwrap();
+}
+
+/// A worker that cannot carry one of the ports: none of them stays, and all can be had at once.
+#[test]
+fn a_worker_without_room_leaves_nothing() {
+    let net = NetConfig::native();
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let notes = Notes { room: 5, ..Notes::new(2) };
+        let free = notes.free();
+        let mut forwards = Forwards::new(&notes, &net);
+        let (host, first) = (own(), FIRST);
+        let kept = add(&mut forwards, forward(transport, host, first, first + 1)).unwrap();
+        let name = transport.name().to_uppercase();
+        assert_eq!(
+            refused(&mut forwards, forward(transport, host, first + 2, first + 7)),
+            format!("{name} ports {}-{} of {host}: no room", first + 2, first + 7)
+        );
+        assert_eq!((notes.counts().iter().sum::<usize>(), notes.free()), (2, free - 2));
+        assert_eq!(forwards.ports, 2);
+        add(&mut forwards, forward(transport, host, first + 2, first + 4)).unwrap();
+        assert_eq!(notes.free(), free - 5);
+        assert!(forwards.remove(kept).is_some());
+        assert_eq!(notes.free(), free - 3);
+    }
 }
 
 #[test]
@@ -196,8 +257,8 @@ fn ipv6_has_sockets_of_its_own() {
     let port = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
     let four = forward(Transport::Tcp, Ipv4Addr::UNSPECIFIED, port, port);
     let six = Forward { host_addr: Ipv6Addr::UNSPECIFIED.into(), ..four.clone() };
-    forwards.add(six.clone()).unwrap();
-    forwards.add(four).unwrap();
+    add(&mut forwards, six.clone()).unwrap();
+    add(&mut forwards, four).unwrap();
     let guests = ["10.0.2.100:80", "[fd00::100]:80"].map(|a| a.parse().unwrap());
     assert_eq!(notes.guests(), guests);
     assert!(refused(&mut forwards, six).contains("in use by forward 1"));

@@ -22,7 +22,8 @@ fn server() -> SocketAddr {
 
 fn bind(bed: &mut Bed, local: &str, guest: SocketAddr) -> FlowId {
     let port = Bound { guest, local: at(local), device: false };
-    bed.stack.handle_bound(&port, bed.now).expect("room")
+    let taken = bed.stack.descriptors().lend().expect("a descriptor");
+    bed.stack.handle_bound(&port, taken, bed.now).expect("room")
 }
 
 /// A bed with a port that leads to [`server`], whose MAC is known.
@@ -428,7 +429,11 @@ fn no_room_and_no_such_guest() {
     let v6 = SocketAddr::new(GUEST_V6.into(), 53);
     let refuse = |bed: &mut Bed, local: &str, guest| {
         let port = Bound { guest, local: at(local), device: false };
-        assert_eq!(bed.stack.handle_bound(&port, bed.now), None);
+        let free = bed.stack.descriptors().free();
+        if let Some(taken) = bed.stack.descriptors().lend() {
+            assert!(bed.stack.handle_bound(&port, taken, bed.now).is_err());
+        }
+        assert_eq!(bed.stack.descriptors().free(), free);
         assert!(bed.actions().is_empty());
     };
     let net = V4Net::new(std::net::Ipv4Addr::new(10, 0, 2, 0), 24);
@@ -440,7 +445,7 @@ fn no_room_and_no_such_guest() {
     let ports = ["0.0.0.0:1", "0.0.0.0:2"].map(|local| bind(&mut bed, local, server()));
     refuse(&mut bed, "0.0.0.0:3", server());
     refuse(&mut bed, "0.0.0.0:3", SocketAddr::new(GUEST.into(), 54));
-    assert_eq!(bed.stack.stats().flows, 3);
+    assert_eq!((bed.stack.stats().flows, bed.stack.descriptors().free()), (3, 0));
     close(&mut bed, ports[0]);
     let port = bind(&mut bed, "0.0.0.0:3", SocketAddr::new(GUEST.into(), 54));
     close(&mut bed, ports[1]);
