@@ -359,12 +359,14 @@ fn ten_thousand_ports() {
             (0..ports).map(|_| listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()).collect();
         let at: Vec<SocketAddr> =
             sockets.iter().map(|s| s.local_addr().unwrap().as_socket().unwrap()).collect();
+        // As control does: one channel for all of a forward.
+        let (done, _answers) = tokio::sync::mpsc::unbounded_channel();
         let before = resident();
         let start = now();
         for socket in sockets {
             let (id, transport) = (ForwardId(1), Transport::Tcp);
             let taken = bed.handles[0].descriptors().lend().expect("a descriptor");
-            let (done, _) = tokio::sync::mpsc::unbounded_channel();
+            let done = done.clone();
             let port = ForwardedPort { id, transport, socket: socket.into(), taken, guest, done };
             bed.handles[0].request(Request::Forward(port));
         }
