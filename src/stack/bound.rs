@@ -56,34 +56,23 @@ impl Stack {
         self.share.all()
     }
 
-    /// Takes datagrams of a bound socket from now on. The answer is the number of its flow.
-    ///
-    /// # Errors
-    /// There is no room for it, or no such guest: what was lent for it is back.
-    pub fn handle_bound(&mut self, port: &Bound, taken: Taken, now: Time) -> Result<FlowId, Taken> {
+    /// Takes datagrams of a bound socket from now on. The answer is the number of its flow; `None`: there is no room
+    /// for it, or no such guest, and what was lent for it is back.
+    pub fn handle_bound(&mut self, port: &Bound, taken: Taken, now: Time) -> Option<FlowId> {
         self.give_up();
         let has_family = port.guest.is_ipv4() || self.net.v6.is_some();
         if self.draining || !has_family || port.guest.is_ipv4() != port.local.is_ipv4() {
-            return Err(taken);
+            return None;
         }
         self.make_room(now);
         let key = FlowKey::guest_only(Proto::Udp, port.guest);
         let mapping = match self.flows.find(&key) {
             Some(mapping) => mapping,
-            None => match self.expect(key) {
-                Some(mapping) => mapping,
-                None => return Err(taken),
-            },
+            None => self.expect(key)?,
         };
-        let id = match self.flows.insert_unnamed(key, Flow::Bound(mapping)) {
-            Ok(id) => {
-                self.share.adopt(taken);
-                Ok(id)
-            }
-            Err(_) => Err(taken),
-        };
+        let id = self.flows.insert_unnamed(key, Flow::Bound(mapping, taken)).ok();
         if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(mapping) {
-            if let Ok(id) = id {
+            if let Some(id) = id {
                 flow.attach(Port { flow: id, speaks: port.speaks(&self.net) }, &self.visitor_room);
                 self.idle.remove(mapping.index);
             } else if flow.is_new() {
@@ -107,7 +96,7 @@ impl Stack {
 
     /// Ends a bound socket's flow. What the guest has begun from the endpoint goes on.
     pub fn handle_unbound(&mut self, id: FlowId, now: Time) {
-        let Some((_, &Flow::Bound(mapping))) = self.flows.get(id) else { return };
+        let Some((_, &Flow::Bound(mapping, _))) = self.flows.get(id) else { return };
         self.settle(id, Next::Close { reset: false });
         if let Some((_, Flow::Udp(flow))) = self.flows.get_mut(mapping) {
             let next = flow.detach(id, now);

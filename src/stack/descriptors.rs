@@ -35,7 +35,7 @@ impl Descriptors {
     /// Takes one from what is common; `None`: none is free. For flows there is [`Share`]; this is for what
     /// holds a descriptor for long and begins elsewhere: a port that is forwarded takes one before it opens its socket.
     pub fn lend(self: &Arc<Self>) -> Option<Taken> {
-        self.take().then(|| Taken(Some(self.clone())))
+        self.take().then(|| Taken(self.clone()))
     }
 
     fn take(&self) -> bool {
@@ -59,13 +59,11 @@ impl Descriptors {
 /// One of what is common. It is given back when this is dropped: to be kept beside the descriptor that it stands for, and
 /// dropped after it.
 #[derive(Debug)]
-pub struct Taken(Option<Arc<Descriptors>>);
+pub struct Taken(Arc<Descriptors>);
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(all) = &self.0 {
-            all.give();
-        }
+        self.0.give();
     }
 }
 
@@ -87,16 +85,6 @@ impl Share {
         let may = self.held < self.all.part || self.all.take();
         self.held += u32::from(may);
         may
-    }
-
-    /// Holds one that was [lent](Descriptors::lend) for a flow of this share's, as if it had been taken here.
-    pub fn adopt(&mut self, mut taken: Taken) {
-        debug_assert!(taken.0.as_ref().is_some_and(|all| Arc::ptr_eq(all, &self.all)));
-        if self.held >= self.all.part {
-            // What is beyond the part is of what is common, and `give` gives it back.
-            taken.0 = None;
-        }
-        self.held += 1;
     }
 
     /// What all share.
@@ -182,24 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lent_is_held_once() {
+    fn what_was_lent_comes_back_by_itself() {
         let all = Descriptors::new(6, 1);
-        let mut share = Share::new(all.clone());
-        assert_eq!((all.part, all.common), (3, 3));
-        // Of the part first, however it was taken.
-        for left in [3, 3, 3, 2, 1, 0] {
-            let taken = all.lend().unwrap();
-            share.adopt(taken);
-            assert_eq!(all.free(), left);
-        }
-        assert!(all.lend().is_none() && !share.take());
-        for left in [1, 2, 3, 3, 3, 3] {
-            share.give();
-            assert_eq!(all.free(), left);
-        }
-        // What nobody adopts comes back by itself.
-        let lent: Vec<_> = std::iter::from_fn(|| all.lend()).collect();
-        assert_eq!((lent.len(), share.room()), (3, 3));
+        let share = Share::new(all.clone());
+        let mut lent: Vec<_> = std::iter::from_fn(|| all.lend()).collect();
+        // Of what is common alone: the parts are for flows.
+        assert_eq!((lent.len(), all.free(), share.room()), (3, 0, 3));
+        lent.pop();
+        assert_eq!((all.free(), share.room()), (1, 4));
         drop(lent);
         assert_eq!((all.free(), share.room()), (3, 6));
     }

@@ -343,7 +343,7 @@ impl Stack {
                     return;
                 };
                 let key = *key;
-                let Flow::Dns(query) = std::mem::replace(flow, Flow::Closing) else {
+                let Flow::Dns(query) = std::mem::replace(flow, Flow::Closing(None)) else {
                     return;
                 };
                 self.timers.disarm(id.index);

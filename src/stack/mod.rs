@@ -59,7 +59,7 @@ use crate::frame::{self, L3, Mac, Malformed};
 use crate::limits::{ACK_DELAY, FLOWS_MAX, FORWARD_PEERS_SHARED, PEERS_SHARED};
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
-use descriptors::{Descriptors, Share};
+use descriptors::{Descriptors, Share, Taken};
 use directory::Seat;
 use dns::DnsFlow;
 
@@ -74,14 +74,14 @@ pub enum Flow {
     Tcp(TcpFlow),
     /// A UDP mapping.
     Udp(UdpFlow),
-    /// The socket of a port of the host that leads to a UDP mapping: this one.
-    Bound(FlowId),
+    /// The socket of a port of the host that leads to a UDP mapping: this one. Its descriptor was lent.
+    Bound(FlowId, Taken),
     /// A ping mapping.
     Ping(PingFlow),
     /// A DNS query on its way to a resolver.
     Dns(DnsFlow),
-    /// Over; the worker still finishes with the socket.
-    Closing,
+    /// Over; the worker still finishes with the socket, whose descriptor was lent or is of the share.
+    Closing(Option<Taken>),
 }
 
 impl Flow {
@@ -90,7 +90,7 @@ impl Flow {
         match self {
             Self::Udp(flow) => !flow.is_forwarded(),
             Self::Ping(_) => true,
-            Self::Tcp(_) | Self::Bound(_) | Self::Dns(_) | Self::Closing => false,
+            Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => false,
         }
     }
 }
@@ -328,10 +328,12 @@ impl Stack {
             }
             Event::DgramError { flow, error } => self.on_dgram(flow, now, DgramEvent::Error(error)),
             Event::Closed { flow } => {
-                if matches!(self.flows.get(flow), Some((_, Flow::Closing))) {
+                if let Some((_, Flow::Closing(lent))) = self.flows.get(flow) {
+                    if lent.is_none() {
+                        self.share.give();
+                    }
                     self.timers.disarm(flow.index);
                     self.flows.remove(flow);
-                    self.share.give();
                 }
             }
         }
@@ -372,7 +374,7 @@ impl Stack {
         let received = matches!(event, DgramEvent::Received { .. });
         let mut ctx = ctx!(self, now);
         let (mut id, mut via) = (id, Via::Own);
-        if let Some((_, &Flow::Bound(mapping))) = self.flows.get(id) {
+        if let Some((_, &Flow::Bound(mapping, _))) = self.flows.get(id) {
             (id, via) = (mapping, Via::Port(id, event.local()));
         }
         let Some((key, flow)) = self.flows.get_mut(id) else {
@@ -401,7 +403,7 @@ impl Stack {
                 let step = flow.handle_event(&mut ctx, &self.dns, key, event);
                 return self.settle_dns(id, step, now);
             }
-            Flow::Tcp(_) | Flow::Bound(_) | Flow::Closing => return,
+            Flow::Tcp(_) | Flow::Bound(..) | Flow::Closing(_) => return,
         };
         self.settle(id, next);
     }
@@ -442,7 +444,7 @@ impl Stack {
                     self.settle_dns(id, step, now);
                     continue;
                 }
-                Flow::Bound(_) | Flow::Closing => continue,
+                Flow::Bound(..) | Flow::Closing(_) => continue,
             };
             self.settle(id, next);
         }
@@ -526,13 +528,16 @@ impl Stack {
                 self.idle.remove(id.index);
                 self.unhash(id);
                 if let Some((_, flow)) = self.flows.get_mut(id) {
-                    if matches!(flow, Flow::Closing) {
+                    if matches!(flow, Flow::Closing(_)) {
                         return;
                     }
                     if matches!(flow, Flow::Dns(_)) {
                         self.dns.release();
                     }
-                    *flow = Flow::Closing;
+                    *flow = match std::mem::replace(flow, Flow::Closing(None)) {
+                        Flow::Bound(_, taken) => Flow::Closing(Some(taken)),
+                        _ => Flow::Closing(None),
+                    };
                     self.actions.push(Action::Close { flow: id, reset });
                 }
             }

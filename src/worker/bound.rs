@@ -37,16 +37,11 @@ impl Worker {
             dgram::ask_local(&socket, local.is_ipv4())?;
         }
         let bound = Bound { guest, local, device };
-        let flow = match self.stack.handle_bound(&bound, taken, self.now) {
-            Ok(flow) => flow,
-            Err(taken) => {
-                drop(socket);
-                drop(taken);
-                return Err(io::Error::other(format!(
-                    "its worker has no room for another conversation ({FLOWS_MAX} at most); try again when some have \
-                     ended, or with more workers"
-                )));
-            }
+        let Some(flow) = self.stack.handle_bound(&bound, taken, self.now) else {
+            return Err(io::Error::other(format!(
+                "its worker has no room for another conversation ({FLOWS_MAX} at most); try again when some have ended, \
+                 or with more workers"
+            )));
         };
         let mut sock = Sock::new(socket, flow.generation);
         sock.told = told;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::harness::cmd::{Cmd, PATIENCE, Proc};
-use crate::harness::{Bed, Guest, USER, against_slirp, need, not_slirp, pipe, ringtap};
+use crate::harness::sys::Step;
+use crate::harness::{Bed, Family, Guest, USER, against_slirp, need, not_slirp, pipe, ringtap};
 
 fn connect(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).expect("connect to the API socket");
@@ -357,6 +358,49 @@ fn ten_thousand_ports() {
     // Half of what there may be is kept for conversations.
     if hard > 21_000 {
         assert_eq!(run("exec \"$0\" \"$@\"").run().code(), Some(0));
+    }
+}
+
+/// Ports and conversations share the descriptors that there may be. A range that does not fit is refused in words, leaves
+/// nothing, and fits when there is room again; conversations have their part all the same.
+#[test]
+fn more_ports_than_descriptors() {
+    need!();
+    not_slirp!("has no such client");
+    let limit = 200;
+    let bed = Bed::new();
+    let guest = bed.guest();
+    let api = bed.dir.path("api");
+    let (mut ready, theirs) = pipe();
+    let line = format!(
+        "attach --ready-fd {} --workers 2 --api {} {}",
+        theirs.as_raw_fd(),
+        api.display(),
+        guest.holder.pid()
+    );
+    let mut proc = bed.ringtap(&line).step(Step::Descriptors(limit)).keep(&theirs).start();
+    drop(theirs);
+    ready.expect_byte(&mut proc);
+    let port = |args: &str| bed.ringtap(&format!("port --api {} {args}", api.display())).run();
+    // Half of the 136 beside those that are kept.
+    for kind in ["tcp", "udp"] {
+        let first = port(&format!("add 20000-20059:20000/{kind}"));
+        assert!(first.success(), "{first:?}");
+        let words = ["9 more ports", "60 forwarded", "8 are left", "limit is 200"];
+        port(&format!("add 21000-21008:21000/{kind}")).refused_with(&words);
+        assert_eq!(port("list").stdout.lines().count(), 2);
+        let second = port(&format!("add 21000-21007:21000/{kind}"));
+        assert!(second.success(), "{second:?}");
+        port("add 22000:22000/udp").refused_with(&["1 more port", "0 are left"]);
+        // What the guest begins goes on.
+        let listener = bed.remote.listen(Family::V4.remote());
+        let to = listener.local_addr().expect("an address");
+        let conversations: Vec<_> =
+            (0..10).map(|_| guest.ns.connect(to).expect("connect")).collect();
+        assert_eq!(conversations.len(), 10);
+        for id in [first, second] {
+            assert!(port(&format!("remove {}", id.stdout.trim())).success());
+        }
     }
 }
 
