@@ -23,8 +23,7 @@ use tokio::time::timeout;
 
 use crate::config::{Forward, ForwardId, NetConfig, Transport};
 use crate::limits::{API_PATIENCE, LISTEN_BACKLOG};
-use crate::stack::descriptors::Taken;
-use crate::worker::{ForwardedPort, Handle, Request, bound};
+use crate::worker::{ForwardedPort, Handle, Request, Taken, bound};
 
 /// Who carries ports: the workers.
 pub trait Carriers {

@@ -69,7 +69,7 @@ use crate::limits::{
     BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, REQUESTS_TURN,
     SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
-use crate::stack::descriptors::{Descriptors, Share, Taken};
+use crate::stack::descriptors::Share;
 use crate::stack::{Flow, Stack};
 use crate::stats::{Drop as Dropped, Stats};
 use crate::time::Time;
@@ -84,6 +84,7 @@ use submit::Scratch;
 use team::{Frames, Team};
 use token::Token;
 
+pub use crate::stack::descriptors::{Descriptors, Taken};
 pub use ring::OLDEST_KERNEL;
 
 /// An open TAP queue, as `boot` hands it over; or a socket of packets (`SOCK_SEQPACKET`) in its place, without header.

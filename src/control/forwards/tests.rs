@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::*;
-use crate::stack::descriptors::Descriptors;
+use crate::worker::Descriptors;
 
 /// Workers that keep what they are given.
 struct Notes {
