@@ -78,6 +78,9 @@ pub const API_PATIENCE: Millis = Millis::secs(5);
 /// Bytes of one request at which it is refused, as in slirp4netns.
 pub const API_REQUEST_MAX: usize = 4096;
 
+/// Descriptors at most that are kept for the workers, each its part, and that forwarded ports may not take.
+pub const DESCRIPTORS_DIVIDED: u32 = 4096;
+
 /// Entries of the submission queue of a worker's ring.
 pub const SQ_ENTRIES: u32 = 1024;
 /// Entries of the completion queue: more than all buffers and a burst of one-shot operations, since

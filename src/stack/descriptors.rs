@@ -2,16 +2,19 @@
 //!
 //! # Theory of operation
 //!
-//! Every flow holds one, and the process has a limit that all workers share. Half of what may be held is divided: each
+//! Every flow holds one, and the process has a limit that all workers share. Half of what may be held, and not more than
+//! [`DESCRIPTORS_DIVIDED`], is divided: each
 //! worker has a part that no other can take, so that a flood on one queue never shuts out the guest's other
-//! flows, and that is used without a word to anyone. The other half is common: who has used up its part takes from it, one
-//! by one, so that one worker that is busy alone may hold nearly all (of two: three quarters).
+//! flows, and that is used without a word to anyone. The rest is common: who has used up its part takes from it, one
+//! by one, so that one worker that is busy alone may hold nearly all (of two: three quarters at least).
 //!
 //! It is asked when a flow starts and told when its socket is closed, never in between.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::limits::DESCRIPTORS_DIVIDED;
 
 /// What the process may hold.
 #[derive(Debug)]
@@ -27,7 +30,7 @@ impl Descriptors {
     /// At most `max` descriptors, for so many workers and what is [taken](Descriptors::take) beside them.
     pub fn new(max: u32, workers: usize) -> Arc<Self> {
         let workers = workers.max(1) as u32;
-        let part = max / 2 / workers;
+        let part = (max / 2).min(DESCRIPTORS_DIVIDED) / workers;
         let common = max - part * workers;
         Arc::new(Self { part, common, free: AtomicU32::new(common) })
     }
