@@ -139,7 +139,7 @@ impl Worker {
             // Its accept may have ended by itself since, and the place gone to another.
             let listener = self.listeners.all.get(index).filter(|l| l.closing.is_some());
             match listener.map(|listener| listener.armed) {
-                Some(true) => self.cancel_accept(index)?,
+                Some(true) => self.cancel(Token::Accept(index))?,
                 Some(false) => drop(self.listeners.all.take(index)),
                 None => {}
             }

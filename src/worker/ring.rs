@@ -170,14 +170,19 @@ impl Ring {
         self.ring.completion().next()
     }
 
+    /// Has the operation with this `user_data` ended; what comes of asking is told as `answer`.
+    pub(super) fn cancel(&mut self, name: u64, answer: u64) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(name).build().user_data(answer);
+        // SAFETY: a cancellation names no memory.
+        unsafe { self.push(&entry) }
+    }
+
     /// Cancels everything and waits for it, so that no buffer is written after this. `names`: the
     /// `user_data` of as much of it as is known, since the kernel finds what has a name at once, and looks for each of the
     /// others from the start.
     pub(super) fn cancel_all(&mut self, names: impl Iterator<Item = u64>) {
         for name in names {
-            let entry = opcode::AsyncCancel::new(name).build();
-            // SAFETY: a cancellation names no memory.
-            if unsafe { self.push(&entry) }.is_err() {
+            if self.cancel(name, 0).is_err() {
                 break;
             }
         }

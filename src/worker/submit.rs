@@ -423,13 +423,14 @@ impl Worker {
             return unsafe { self.ring.push(&entry) };
         }
         for op in sock.ops() {
-            let entry = opcode::AsyncCancel::new(Token::Sock(op, flow).pack())
-                .build()
-                .user_data(Token::Cancel.pack());
-            // SAFETY: a cancellation names no memory.
-            unsafe { self.ring.push(&entry) }?;
+            self.cancel(Token::Sock(op, flow))?;
         }
         Ok(())
+    }
+
+    /// Has an operation ended; its own completion says so.
+    pub(super) fn cancel(&mut self, token: Token) -> io::Result<()> {
+        self.ring.cancel(token.pack(), Token::Cancel.pack())
     }
 
     /// Closes a socket with nothing in flight, and tells the core.
@@ -445,15 +446,6 @@ impl Worker {
             .build()
             .user_data(Token::Accept(index).pack());
         // SAFETY: no address is asked for, so it names no memory.
-        unsafe { self.ring.push(&entry) }
-    }
-
-    /// Ends that.
-    pub(super) fn cancel_accept(&mut self, index: u32) -> io::Result<()> {
-        let entry = opcode::AsyncCancel::new(Token::Accept(index).pack())
-            .build()
-            .user_data(Token::Cancel.pack());
-        // SAFETY: a cancellation names no memory.
         unsafe { self.ring.push(&entry) }
     }
 
