@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::engine::{Podman, wait_v6};
 use super::harness::{Family, eventually, need};
-use super::{body, serve, sha256, tcp_round, udp_round};
+use super::{body, name_server, serve, sha256, tcp_round, udp_round};
 
 #[test]
 fn a_container_fetches_a_file_by_name() {
@@ -13,15 +13,7 @@ fn a_container_fetches_a_file_by_name() {
     let podman = Podman::new("");
     let bed = &podman.bed;
     let at = serve(&bed.remote, body());
-    let mut dns = bed
-        .remote
-        .cmd(&format!(
-            "dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts --no-resolv --log-facility=- \
-             --user=root --pid-file= --bind-interfaces --listen-address={0} --host-record=www.test,{0}",
-            Family::V4.remote()
-        ))
-        .start();
-    dns.wait_for("started");
+    let _dns = name_server(&bed.remote);
     let script = format!(
         "cat /etc/resolv.conf; nslookup www.test 10.0.2.3; \
          wget -q -O - http://www.test:{}/file | sha256sum",

@@ -19,10 +19,23 @@ mod rootlesskit;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
-use harness::cmd::Cmd;
+use harness::cmd::{Cmd, Proc};
 use harness::ns::Ns;
 use harness::{Dir, Family, stream};
 use socket2::Type;
+
+/// A name server that knows `www.test`; it ends when this is dropped.
+fn name_server(ns: &Ns) -> Proc {
+    let mut dns = ns
+        .cmd(&format!(
+            "dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts --no-resolv --log-facility=- \
+             --user=root --pid-file= --bind-interfaces --listen-address={0} --host-record=www.test,{0}",
+            Family::V4.remote()
+        ))
+        .start();
+    dns.wait_for("started");
+    dns
+}
 
 /// A web server with one file of these bytes, for as many requests as come.
 fn serve(ns: &Ns, body: Vec<u8>) -> SocketAddr {

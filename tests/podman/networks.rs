@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::engine::{Podman, free};
 use super::harness::{Family, eventually, need};
-use super::{body, listen_at, serve, sha256, tcp_round, udp_at, udp_round};
+use super::{body, listen_at, name_server, serve, sha256, tcp_round, udp_at, udp_round};
 
 /// The containers of a pod have one network, and it lives as long as the pod.
 #[test]
@@ -50,15 +50,7 @@ fn a_bridge() {
     let podman = Podman::new("");
     let bed = &podman.bed;
     let at = serve(&bed.remote, body());
-    let mut dns = bed
-        .remote
-        .cmd(&format!(
-            "dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts --no-resolv --log-facility=- \
-             --user=root --pid-file= --bind-interfaces --listen-address={0} --host-record=www.test,{0}",
-            Family::V4.remote()
-        ))
-        .start();
-    dns.wait_for("started");
+    let _dns = name_server(&bed.remote);
     podman.cmd("network create --subnet=10.77.0.0/24 mine").ok();
     let first = podman.start("first", "--network=mine -p 18000:8000 -p 18000:8000/udp");
     let helper = podman.helper();
