@@ -20,7 +20,7 @@ pub struct Config {
     pub net: NetConfig,
     /// Name of the TAP inside the namespace.
     pub tap_name: String,
-    /// Workers wanted, each with a queue of the TAP: 1 to [`WORKERS_MAX`]. A TAP that exists may have but one queue.
+    /// Workers wanted, each with a queue of the TAP: 1 to [`WORKERS_MAX`]. A TAP that exists may have but one queue, which one of them reads for all.
     pub workers: usize,
     /// Bring the interface up with addresses and routes (`-c` of slirp4netns; native: always).
     pub configure: bool,

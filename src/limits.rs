@@ -55,8 +55,9 @@ pub const ACCEPT_RETRY: Millis = Millis(100);
 pub const REQUESTS_TURN: usize = 128;
 /// A worker that gets a connection's first segment leaves the connection to one that has this many fewer.
 pub const PLACE_GAP: u32 = 2;
-/// With as many connections, chance balances workers well enough, and none is moved.
-pub const PLACE_FLOWS: u32 = 64;
+/// Connections that may be left so within a second, all workers together: a flood of short ones is over before it is
+/// worth the way.
+pub const PLACE_RATE: u32 = 64;
 
 /// Flows of all kinds one worker keeps; each holds one descriptor of the process, whose limit all
 /// workers share.

@@ -71,7 +71,7 @@ pub fn wait(path: &Path, exit: Option<&OwnedFd>) -> Result<Guest, Failure> {
                 "sent \"tapfd\"={number} (not really TAP) for {}\nreceived tapfd={number}",
                 path.display()
             ));
-            let taps = vec![TapQueue { fd, vnet: false }];
+            let taps = vec![TapQueue { fd, vnet: false, reads: true }];
             return Ok(Guest { taps, persistent: None, life: Life::Peer, userns: None });
         }
     }

@@ -50,7 +50,7 @@ pub use netns::Place;
 /// A guest with a TAP, ready for packets.
 #[derive(Debug)]
 pub struct Guest {
-    /// Its queues, one for each worker.
+    /// What each worker has of its queues.
     pub taps: Vec<TapQueue>,
     /// A second descriptor of a TAP that outlives us, to leave it as it should be: [`tap::leave`].
     pub persistent: Option<OwnedFd>,
@@ -110,7 +110,7 @@ impl Inherited {
 /// # Errors
 /// The step that failed, with the remedy where there is one.
 pub fn boot(config: &Config, inherited: &mut Inherited) -> Result<Guest, Failure> {
-    match &config.mode {
+    let mut guest = match &config.mode {
         Mode::Run { cmd, keep_uid } => command::boot(config, cmd, *keep_uid, inherited),
         Mode::Create(path) => create::boot(config, path),
         Mode::Attach(Target::TapFd(fd)) => {
@@ -126,5 +126,9 @@ pub fn boot(config: &Config, inherited: &mut Inherited) -> Result<Guest, Failure
         Mode::Attach(Target::Path { path, userns }) => {
             netns::attach_path(config, path, userns.as_deref())
         }
+    }?;
+    if !matches!(guest.life, Life::Peer) {
+        tap::spread(&mut guest.taps, config.workers)?;
     }
+    Ok(guest)
 }

@@ -105,7 +105,7 @@ impl Link {
             [b'T', vnet, extra] => {
                 let extra = (*extra != 0 && !fds.is_empty()).then(|| fds.remove(0));
                 let vnet = *vnet != 0;
-                let queues = fds.into_iter().map(|fd| TapQueue { fd, vnet }).collect();
+                let queues = fds.into_iter().map(|fd| TapQueue { fd, vnet, reads: true }).collect();
                 Some(FromChild::Tap(queues, extra))
             }
             [b'F', line @ ..] => {
@@ -185,7 +185,9 @@ mod tests {
         there.tell(&FromChild::Ended(77)).unwrap();
         let fd = there.0.try_clone().unwrap();
         let queue = there.0.try_clone().unwrap();
-        there.tell(&FromChild::Tap(vec![TapQueue { fd: queue, vnet: true }], Some(fd))).unwrap();
+        there
+            .tell(&FromChild::Tap(vec![TapQueue { fd: queue, vnet: true, reads: true }], Some(fd)))
+            .unwrap();
         let next = || here.hear(MsgFlags::empty()).unwrap();
         assert!(matches!(next(), Some(FromChild::Failed(f)) if f == Failure::new("no such thing")));
         assert!(matches!(next(), Some(FromChild::Ended(77))));

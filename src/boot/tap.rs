@@ -6,7 +6,7 @@
 //! for: it would take a socket inside the guest and a timer that wakes an idle worker.
 //!
 //! A TAP of our own making has a queue for each worker. One that exists has what its maker gave it: several queues,
-//! of which we take as many, or a single one (RootlessKit), behind which there can be one worker only.
+//! of which we take as many, or a single one (RootlessKit), which one worker reads for all ([`spread`]).
 
 use std::fs::OpenOptions;
 use std::io;
@@ -92,11 +92,7 @@ fn attempt(name: &str, queues: usize) -> Result<Option<Vec<TapQueue>>, Failure> 
         Some(_) => result.context(|| format!("make TAP {name}"))?,
     }
     let mut fds = vec![fd];
-    if queues > 1 && flags & libc::IFF_MULTI_QUEUE == 0 {
-        tracing::info!(
-            "TAP {name} was made with one queue: one worker, and so one core, serves it (of {queues}); for more, let it be made with multi_queue, or by ringtap"
-        );
-    } else {
+    if flags & libc::IFF_MULTI_QUEUE != 0 {
         for _ in 1..queues {
             let fd = open_device()?;
             sys::tun_attach(fd.as_fd(), name, flags)
@@ -112,7 +108,7 @@ fn attempt(name: &str, queues: usize) -> Result<Option<Vec<TapQueue>>, Failure> 
         Some(fd) => set_up(fd.as_fd(), name)?,
         None => return Ok(None),
     };
-    Ok(Some(fds.into_iter().map(|fd| TapQueue { fd, vnet }).collect()))
+    Ok(Some(fds.into_iter().map(|fd| TapQueue { fd, vnet, reads: true }).collect()))
 }
 
 /// Takes an open TAP that the caller has made, and a second descriptor of it when it outlives us.
@@ -128,9 +124,29 @@ pub fn adopt(fd: OwnedFd) -> Result<(TapQueue, Option<OwnedFd>), Failure> {
     // Whether frames come with a `struct tun_pi` (no IFF_NO_PI) cannot be seen: TUNGETIFF reports
     // IFF_NOFILTER in the same bit. slirp4netns wants IFF_NO_PI, too.
     let vnet = set_up(fd.as_fd(), &name)?;
-    let queue = TapQueue { fd, vnet };
+    let queue = TapQueue { fd, vnet, reads: true };
     let second = persistent(&queue)?;
     Ok((queue, second))
+}
+
+/// Makes so many workers' queues of the one that a TAP has: the first reads, the others write.
+///
+/// # Errors
+/// No descriptor is free.
+pub fn spread(queues: &mut Vec<TapQueue>, workers: usize) -> Result<(), Failure> {
+    let [only] = queues.as_slice() else { return Ok(()) };
+    if workers < 2 {
+        return Ok(());
+    }
+    let (name, _) = sys::tun_flags(only.fd.as_fd()).context(|| "ask the TAP for its name")?;
+    tracing::info!(
+        "TAP {name} was made with one queue: one of {workers} workers reads it for all, and streams from the guest gain nothing by the others; for more, let it be made with multi_queue, or by ringtap"
+    );
+    for _ in 1..workers {
+        let fd = queues[0].fd.try_clone().context(|| "duplicate the TAP's descriptor")?;
+        queues.push(TapQueue { fd, vnet: queues[0].vnet, reads: false });
+    }
+    Ok(())
 }
 
 /// A second descriptor of a TAP that outlives us, for [`leave`].

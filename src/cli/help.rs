@@ -80,7 +80,7 @@ pub(super) const COMMON: &str = "
       --mac MAC            MAC of the guest's interface (random)
       --tap-name NAME      name of the guest's interface (tap0)
       --workers N          threads that forward, 1 to 8, each with a queue of
-                           the interface (one for each core)
+                           the interface if it has several (one for each core)
   -p, --publish SPEC       forward a port of this host into the guest; may be
                            given again: [ADDRESS:]PORT[:GUEST_PORT][/udp],
                            see ringtap port --help

@@ -29,6 +29,8 @@ use crate::worker::{ForwardedPort, Handle, Request, Taken, bound};
 pub trait Carriers {
     /// How many there are.
     fn count(&self) -> usize;
+    /// How many of them read what the guest sends: the first so many.
+    fn readers(&self) -> usize;
     /// Asks one of them.
     fn request(&self, which: usize, request: Request);
     /// A descriptor of those that they share; `None`: there is none.
@@ -40,6 +42,10 @@ pub trait Carriers {
 impl Carriers for [Handle] {
     fn count(&self) -> usize {
         self.len()
+    }
+
+    fn readers(&self) -> usize {
+        self.iter().filter(|handle| handle.reads()).count()
     }
 
     fn request(&self, which: usize, request: Request) {
@@ -117,7 +123,7 @@ impl<'a, C: Carriers + ?Sized> Forwards<'a, C> {
             let port = ForwardedPort { id, transport, socket, taken, guest, done };
             let which = match forward.transport {
                 Transport::Tcp => self.next(),
-                Transport::Udp => bound::home(&guest, self.carriers.count()),
+                Transport::Udp => bound::home(&guest, self.carriers.readers()),
             };
             self.carriers.request(which, Request::Forward(port));
         }

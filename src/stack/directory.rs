@@ -20,7 +20,11 @@
 //! * A port of the host that leads to an endpoint of the guest takes the endpoint's key from whoever has it
 //!   ([`Seat::seize`]): that one ends its mapping before it takes the next frame ([`Seat::lost`]).
 //! * A new connection may be placed ([`Seat::place`]): a worker that has some more than another hands the SYN to that one.
-//!   The hash alone puts four bulk streams on one of two queues in an eighth of all cases.
+//!   The hash alone puts four bulk streams on one of two queues in an eighth of all cases, and a TAP with one queue
+//!   brings every connection to its reader.
+//! * Behind a single queue every frame of the guest comes by the first worker, which hands over what is for the others. They
+//!   write to the guest themselves, so this costs as much as the acknowledgements of what the host sends, and two more copies
+//!   of what the guest sends.
 //!
 //! Locks are held for one look-up in a map, on misses and at the start and end of flows only.
 //!
@@ -28,11 +32,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::flow::key::{FlowKey, Proto};
-use crate::limits::{PLACE_FLOWS, PLACE_GAP};
+use crate::limits::{PLACE_GAP, PLACE_RATE};
+use crate::time::Time;
 
 /// The worker that does what one has to do for all: leases, advertisements.
 pub const FIRST: u8 = 0;
@@ -45,6 +50,8 @@ pub struct Directory {
     shards: [Mutex<HashMap<FlowKey, u8>>; SHARDS],
     /// Connections of each worker: those it has, and those on their way to it.
     loads: Vec<AtomicU32>,
+    /// Connections placed lately: the second, and above it how many in that one.
+    placed: AtomicU64,
     /// Neighbours that workers ask for, all together.
     asking: AtomicU32,
     /// What each worker has lost and does not know of yet.
@@ -66,6 +73,7 @@ impl Directory {
         Arc::new(Self {
             shards: Default::default(),
             loads: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            placed: AtomicU64::new(0),
             asking: AtomicU32::new(0),
             lost: (0..workers).map(|_| Lost::default()).collect(),
             secret,
@@ -80,6 +88,19 @@ impl Directory {
     /// Whether no flow is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether one more may be placed in this second: then it counts.
+    fn may_place(&self, now: Time) -> bool {
+        const SECOND: u64 = u32::MAX as u64;
+        let second = (now.0 / 1000) & SECOND;
+        let count = |placed: u64| {
+            if placed & SECOND != second {
+                return Some(second | 1 << 32);
+            }
+            (placed >> 32 < u64::from(PLACE_RATE)).then_some(placed + (1 << 32))
+        };
+        self.placed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
     }
 
     fn shard(&self, key: &FlowKey) -> MutexGuard<'_, HashMap<FlowKey, u8>> {
@@ -169,13 +190,12 @@ impl Seat {
 
     /// The worker that a new connection is better off with than with us. It counts as that one's from now on, until
     /// the frame has [arrived](Seat::arrived) or is lost, so that a burst is not all sent to one.
-    pub fn place(&self) -> Option<u8> {
+    pub fn place(&self, now: Time) -> Option<u8> {
         let all = &self.directory.loads;
         let loads = all.iter().map(|load| load.load(Ordering::Relaxed));
         let mine = loads.clone().nth(usize::from(self.me))?;
-        let total: u32 = loads.clone().sum();
         let (least, load) = loads.enumerate().min_by_key(|&(_, load)| load)?;
-        if total >= PLACE_FLOWS || mine < load + PLACE_GAP {
+        if mine < load + PLACE_GAP || !self.directory.may_place(now) {
             return None;
         }
         all.get(least)?.fetch_add(1, Ordering::Relaxed);
@@ -271,35 +291,37 @@ mod tests {
         let (_, seats) = seats(2);
         let claim = |who: usize, port| seats[who].claim(&key(Proto::Tcp, port)).unwrap();
         claim(0, 1);
-        assert_eq!(seats[0].place(), None, "a gap of one is left to chance");
+        assert_eq!(seats[0].place(Time(0)), None, "a gap of one is left to chance");
         claim(0, 2);
-        assert_eq!((seats[0].place(), seats[1].place()), (Some(1), None));
-        assert_eq!(seats[0].place(), None, "one is on its way");
+        assert_eq!((seats[0].place(Time(0)), seats[1].place(Time(0))), (Some(1), None));
+        assert_eq!(seats[0].place(Time(0)), None, "one is on its way");
         claim(1, 3);
         seats[1].arrived(1);
-        assert_eq!(seats[0].place(), None);
+        assert_eq!(seats[0].place(Time(0)), None);
         // Only connections count.
         for port in 10..20 {
             seats[0].claim(&key(Proto::Udp, port)).unwrap();
         }
-        assert_eq!(seats[0].place(), None);
+        assert_eq!(seats[0].place(Time(0)), None);
         claim(0, 4);
-        assert_eq!(seats[0].place(), Some(1));
+        assert_eq!(seats[0].place(Time(0)), Some(1));
         seats[0].arrived(1);
-        assert_eq!(seats[0].place(), Some(1), "the first was lost");
+        assert_eq!(seats[0].place(Time(0)), Some(1), "the first was lost");
         seats[0].arrived(1);
         seats[0].release(&key(Proto::Tcp, 1));
-        assert_eq!(seats[0].place(), None);
+        assert_eq!(seats[0].place(Time(0)), None);
     }
 
     #[test]
-    fn many_connections_stay_where_they_come() {
+    fn no_more_are_placed_in_a_second_than_are_worth_it() {
         let (_, seats) = seats(2);
-        for port in 0..PLACE_FLOWS as u16 {
+        for port in 0..1000 {
             seats[0].claim(&key(Proto::Tcp, port)).unwrap();
         }
-        assert_eq!(seats[0].place(), None);
-        seats[0].release(&key(Proto::Tcp, 0));
-        assert_eq!(seats[0].place(), Some(1));
+        for second in [0, 1, 7] {
+            let tries = (0..1000).map(|ms| Time(second * 1000 + ms));
+            let placed = tries.filter(|&now| seats[0].place(now).is_some()).count();
+            assert_eq!(placed, PLACE_RATE as usize, "{second}");
+        }
     }
 }

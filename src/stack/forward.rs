@@ -14,7 +14,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use smoltcp::wire::IpProtocol;
 
-use super::directory::Seat;
 use super::neighbours::Known;
 use super::{Flow, Home, Refused, Stack, policy};
 use crate::arena::Slot;
@@ -71,8 +70,8 @@ impl Stack {
 
     /// The worker that a connection which has come here is better off with. It counts as that one's until
     /// [`Stack::handle_placed`] there, or [`Stack::unplace_accepted`] here.
-    pub fn place_accepted(&self) -> Option<u8> {
-        self.seat.as_ref().and_then(Seat::place)
+    pub fn place_accepted(&self, now: Time) -> Option<u8> {
+        self.seat.as_ref().and_then(|seat| seat.place(now))
     }
 
     /// It did not get there.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use smoltcp::wire::{IpProtocol, TcpPacket};
 
-use super::directory::{self, Seat};
+use super::directory;
 use super::dns::{self, DnsFlow};
 use super::policy::{self, Verdict};
 use super::{Flow, Home, Refused, Stack, dhcp, ndp};
@@ -130,7 +130,7 @@ impl Stack {
             return None;
         }
         if !self.arrival.handed
-            && let Some(worker) = self.seat.as_ref().and_then(Seat::place)
+            && let Some(worker) = self.seat.as_ref().and_then(|seat| seat.place(now))
         {
             self.arrival.about.placed = true;
             self.hand_over(worker, slot);

@@ -206,7 +206,7 @@ impl Worker {
         // Reset already: nothing is left to be told.
         let Some(peer) = sock::peer(&fd) else { return Ok(()) };
         let mut connection = Connection { fd, peer, guest };
-        if let Some(worker) = self.stack.place_accepted() {
+        if let Some(worker) = self.stack.place_accepted(self.now) {
             match self.team.give(worker, connection) {
                 Ok(Posted::Ring(ring)) => return self.ring_bell(worker, ring),
                 Ok(_) => return Ok(()),

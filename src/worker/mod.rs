@@ -20,7 +20,7 @@
 //!
 //! # Several workers
 //!
-//! A guest has one worker for each queue of its TAP, fixed at boot: to detach a queue would renumber the others and
+//! The workers of a guest have a queue each of its TAP, fixed at boot: to detach a queue would renumber the others and
 //! move their flows, so a worker that ends ends the process. Each has its own ring, buffers and flows, and shares
 //! nothing with the others while every frame comes by the queue of its flow's worker. That is the rule, for the guest's
 //! kernel sends a flow's frames to the queue that was last written to for it; what happens to the exceptions is told
@@ -28,6 +28,9 @@
 //! and rings its bell, an entry of its own ring submitted with all others of the turn ([`team`]); it takes over what is
 //! in its inbox between two turns, no more at a time than leaves its own queue room. A connection that one worker has
 //! accepted and another is to have goes the same way.
+//!
+//! A TAP that was made with one queue is read by the first worker alone, which hands over what is for the others; all of them
+//! write to it. What pays is the way to the guest: four streams from the host are twice as fast as by one worker.
 //!
 //! What is there once is done by the first worker: DHCP leases (requests are handed over to it) and router
 //! advertisements that nobody asked for. ARP, neighbour discovery, echo to the gateway and DNS are answered by whoever
@@ -94,6 +97,9 @@ pub struct TapQueue {
     pub fd: OwnedFd,
     /// Whether frames carry a virtio header (`IFF_VNET_HDR`).
     pub vnet: bool,
+    /// Whether its worker reads what the guest sends. One that does not has a second descriptor of a queue that another
+    /// reads, and writes to it: two readers would put the frames of a flow out of order.
+    pub reads: bool,
 }
 
 /// What control asks of a worker.
@@ -146,6 +152,7 @@ pub enum Notice {
 pub struct Handle {
     team: Arc<Team>,
     mailbox: Arc<Mailbox>,
+    reads: bool,
     thread: thread::JoinHandle<()>,
 }
 
@@ -187,7 +194,7 @@ impl Handle {
         let theirs = mailbox.clone();
         let (started, start) = mpsc::channel();
         let (team, its_team) = (team.clone(), team.clone());
-        let name = format!("worker-{me}");
+        let (name, reads) = (format!("worker-{me}"), tap.reads);
         let thread = thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
             // Slots and the ring belong to this thread: all is made here.
             let worker = Worker::new(tap, net, &resolvers, theirs, notices.clone());
@@ -200,7 +207,7 @@ impl Handle {
             LastWord { notices, me, result: None }.after(move || worker.run());
         })?;
         match start.recv() {
-            Ok(Ok(())) => Ok(Self { team, mailbox, thread }),
+            Ok(Ok(())) => Ok(Self { team, mailbox, reads, thread }),
             Ok(Err(e)) => Err(e),
             Err(mpsc::RecvError) => Err(io::Error::other("the worker died at its start")),
         }
@@ -209,6 +216,11 @@ impl Handle {
     /// What flows and forwarded ports of all workers of its team take their descriptors from.
     pub fn descriptors(&self) -> &Arc<Descriptors> {
         self.team.descriptors()
+    }
+
+    /// Whether it reads what the guest sends ([`TapQueue::reads`]).
+    pub fn reads(&self) -> bool {
+        self.reads
     }
 
     /// Passes a request on; it is taken up within the worker's current turn, or wakes it.
@@ -342,6 +354,7 @@ impl Worker {
             heads: Heads::new(),
             stack,
             packets: Packets::new(&tap),
+            tap_idle: tap.reads,
             tap,
             interfaces: Interfaces::new(&net)?,
             net,
@@ -354,7 +367,6 @@ impl Worker {
             started: start_of_time(),
             now: Time(0),
             ip_id,
-            tap_idle: true,
             rearm: Vec::new(),
             hungry: VecDeque::new(),
             fed: 0,

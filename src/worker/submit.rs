@@ -475,7 +475,7 @@ impl Worker {
         if self.dgrams.refill() {
             self.rearm_dgrams()?;
         }
-        if self.from_tap.refill() && self.tap_idle {
+        if self.tap.reads && self.from_tap.refill() && self.tap_idle {
             self.tap_idle = false;
             let fd = types::Fd(self.tap_fd());
             let entry = opcode::ReadMulti::new(fd, 0, self.from_tap.group())

@@ -1,7 +1,7 @@
 //! Several workers on the queues of one TAP.
 
 use std::collections::HashSet;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -138,18 +138,42 @@ fn fragments_reach_the_mapping() {
 
 /// RootlessKit makes it so.
 #[test]
-fn a_tap_with_one_queue_has_one_worker() {
+fn a_tap_with_one_queue_is_read_by_one_worker_for_all() {
     need!("ethtool");
     not_slirp!("has one thread");
     let bed = Bed::new();
     let guest = bed.guest();
     guest.ns.ip("tuntap add name tap0 mode tap\nlink set tap0 up\n");
-    let mut proc = bed.attach(&guest, &workers(2));
+    // Among ports that follow each other are some for each of two workers, were there two to hear the guest.
+    let mut proc = bed.attach(&guest, &workers_and(2, "-p 4000-4003/udp --log-level debug"));
     proc.wait_for("TAP tap0 was made with one queue");
-    assert_eq!((threads(&proc), queues(&guest)), (1, 1));
-    let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
-    stream::send_all(&inside, 1, 1_000_000);
-    stream::expect_all(&outside, 1, 1_000_000);
+    assert_eq!((threads(&proc), queues(&guest)), (2, 1));
+    let families = Family::BOTH.into_iter().cycle().take(8);
+    let pairs: Vec<_> = families.map(|f| pair(&guest, &bed.remote, f.remote())).collect();
+    for (inside, outside) in &pairs {
+        stream::send_all(inside, 1, 100_000);
+        stream::expect_all(outside, 1, 100_000);
+        stream::send_all(outside, 2, 100_000);
+        stream::expect_all(inside, 2, 100_000);
+    }
+    let mut buf = [0; 100];
+    for port in 4000..4004 {
+        let server = guest.ns.udp_at(SocketAddr::new(guest.addr(Family::V4), port));
+        let peer = bed.remote.udp(Family::V4.remote());
+        for _ in 0..3 {
+            peer.send_to(b"ask", SocketAddr::new(Family::V4.host(), port)).expect("send");
+            let (n, from) = server.recv_from(&mut buf).expect("by the port");
+            assert_eq!(&buf[..n], b"ask");
+            server.send_to(b"answer", from).expect("send");
+            assert_eq!(peer.recv(&mut buf).expect("the answer"), 6);
+        }
+    }
+    proc.signal(Signal::SIGTERM);
+    let done = proc.wait(PATIENCE);
+    assert!(done.stderr.contains("TCP: 800000 bytes to the host, 800000 to the guest"), "{done:?}");
+    let handed = done.stderr.split_once(" frames handed over").expect("a count").0;
+    let handed: u32 = handed.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a count");
+    assert!(handed > 8, "{done:?}");
 }
 
 #[test]

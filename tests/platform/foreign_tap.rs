@@ -72,7 +72,7 @@ fn transfer(mtu: u16) -> Stats {
         assert!(packets >= BYTES / usize::from(mtu - 40), "{packets} frames, {bytes} bytes");
         assert!(bytes / packets <= usize::from(mtu) + 14, "{packets} frames, {bytes} bytes");
     });
-    let tap = TapQueue { fd: take.recv().expect("the guest's TAP"), vnet: false };
+    let tap = TapQueue { fd: take.recv().expect("the guest's TAP"), vnet: false, reads: true };
     let net = NetConfig { mtu, ..NetConfig::native() };
     let (notices, _heard) = tokio::sync::mpsc::unbounded_channel();
     let worker = Handle::spawn(tap, net, vec![], notices).unwrap();
@@ -144,7 +144,7 @@ fn datagrams_above_the_mtu_arrive_whole() {
                 assert!(got[..len] == payload[..size], "{size} bytes");
             }
         });
-        let tap = TapQueue { fd: take.recv().expect("the guest's TAP"), vnet: false };
+        let tap = TapQueue { fd: take.recv().expect("the guest's TAP"), vnet: false, reads: true };
         let (notices, _heard) = tokio::sync::mpsc::unbounded_channel();
         let worker = Handle::spawn(tap, NetConfig::native(), vec![], notices).unwrap();
         ready.send(()).unwrap();

@@ -50,7 +50,7 @@ impl Bed {
         let team = Team::new(workers, [1, 2]);
         let spawn = |(me, fd)| {
             let (notices, _) = tokio::sync::mpsc::unbounded_channel();
-            let tap = TapQueue { fd, vnet: true };
+            let tap = TapQueue { fd, vnet: true, reads: true };
             Handle::spawn_in(&team, me as u8, tap, NetConfig::native(), vec![], notices).unwrap()
         };
         let handles = taps.iter().enumerate().map(spawn).collect::<Vec<_>>();

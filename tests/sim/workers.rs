@@ -25,6 +25,8 @@ use crate::tap;
 #[derive(Clone, Copy, Debug)]
 struct Ways {
     workers: usize,
+    /// Queues of the TAP: as many, or one, which the first worker reads.
+    queues: usize,
     /// Frames that come by any queue, in permille.
     astray: u64,
     /// A handed frame takes up to this, ms.
@@ -132,6 +134,9 @@ impl Crew {
 
     /// The queue for a frame: that of the last write, now and then another.
     fn queue_of(&mut self, port: u16) -> usize {
+        if self.ways.queues == 1 {
+            return 0;
+        }
         if self.rng.chance(self.ways.astray) {
             return self.rng.below(self.ways.workers as u64) as usize;
         }
@@ -176,7 +181,7 @@ impl Crew {
     fn call(&mut self, index: usize) {
         let (peer, guest) = self.guest.apps[index].ends();
         let me = self.rng.below(self.ways.workers as u64) as usize;
-        let to = self.members[me].stack.place_accepted();
+        let to = self.members[me].stack.place_accepted(self.now);
         let member = &mut self.members[to.map_or(me, usize::from)];
         let flow = match to {
             Some(_) => member.stack.handle_placed(peer, guest, self.now),
@@ -351,6 +356,7 @@ fn frames_change_queues_at_random() {
     for seed in 0..60 {
         let ways = Ways {
             workers: 2 + seed as usize % 3,
+            queues: 2 + seed as usize % 3,
             astray: [20, 200, 1000][seed as usize % 3],
             delay: seed % 4,
             inbox: HAND_OVER_FRAMES,
@@ -366,7 +372,7 @@ fn frames_change_queues_at_random() {
 #[test]
 fn hand_over_while_frames_are_lost() {
     for seed in 1000..1040 {
-        let ways = Ways { workers: 2, astray: 100, delay: 3, inbox: HAND_OVER_FRAMES };
+        let ways = Ways { workers: 2, queues: 2, astray: 100, delay: 3, inbox: HAND_OVER_FRAMES };
         Crew::new(&spec(seed, 30, mixed(seed)), ways).run();
     }
 }
@@ -375,12 +381,32 @@ fn hand_over_while_frames_are_lost() {
 fn an_inbox_that_is_full_loses_no_byte() {
     let mut lost = 0;
     for seed in 2000..2040 {
-        let ways = Ways { workers: 2, astray: 300, delay: 3, inbox: 2 };
+        let ways = Ways { workers: 2, queues: 2, astray: 300, delay: 3, inbox: 2 };
         let mut crew = Crew::new(&spec(seed, 0, mixed(seed)), ways);
         crew.run();
         lost += crew.count(|m| m.stack.stats().dropped(Drop::HandOverFull));
     }
     assert!(lost > 100, "{lost} frames");
+}
+
+/// Connections of both sides, spread over workers of which one reads.
+#[test]
+fn workers_behind_one_queue() {
+    let (mut handed, mut to_guest) = (0, [0; 4]);
+    for seed in 3000..3040 {
+        let workers = 2 + seed as usize % 3;
+        let faults = if seed % 4 == 0 { 30 } else { 0 };
+        let ways = Ways { workers, queues: 1, astray: 0, delay: seed % 4, inbox: HAND_OVER_FRAMES };
+        let mut crew = Crew::new(&spec(seed, faults, mixed(seed)), ways);
+        crew.run();
+        assert_eq!(crew.count(|m| m.stack.stats().dropped(Drop::HandOverFull)), 0);
+        handed += crew.count(|m| m.stack.stats().handed_over);
+        for (sum, member) in to_guest.iter_mut().zip(&crew.members) {
+            *sum += member.stack.stats().frames_to_guest;
+        }
+    }
+    assert!(handed > 4_000, "{handed} frames");
+    assert!(to_guest.iter().all(|&frames| frames > 100), "everybody writes: {to_guest:?}");
 }
 
 #[test]
@@ -389,7 +415,7 @@ fn streams_are_spread_over_the_workers() {
         // All start at once, on the queues that a hash gives them.
         let flow = FlowSpec { guest_end: End::Last, ..FlowSpec::plain(400_000, 400_000) };
         let flows = vec![flow; 16];
-        let ways = Ways { workers: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES };
+        let ways = Ways { workers: 2, queues: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES };
         let mut crew = Crew::new(&spec(seed, 0, flows), ways);
         // A port's hash decides nothing here: all by the first queue.
         crew.steered.extend((0..16).map(|i| (FROM + i, 0)));
@@ -414,7 +440,7 @@ fn two_workers_serve_alike() {
         let flow = FlowSpec { guest_end: End::Last, ..FlowSpec::plain(300_000, 300_000) };
         let mut crew = Crew::new(
             &spec(seed, 0, vec![flow; 32]),
-            Ways { workers: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES },
+            Ways { workers: 2, queues: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES },
         );
         crew.capacity = [20, HAND_OVER_TURN as u64];
         crew.steered.extend((0..32).map(|i| (FROM + i, 0)));

@@ -46,6 +46,10 @@ impl Carriers for Notes {
         self.workers.len()
     }
 
+    fn readers(&self) -> usize {
+        self.count()
+    }
+
     fn lend(&self) -> Option<Taken> {
         self.descriptors.lend()
     }

@@ -6,7 +6,7 @@ use crate::flow::{Event, Received};
 use crate::limits::{
     NEIGHBOUR_FRESH, NEIGHBOUR_GAP, NEIGHBOUR_TRIES, NEIGHBOUR_WAITING, NEIGHBOURS_MAX, VNET_LEN,
 };
-use crate::stack::directory::Directory;
+use crate::stack::directory::{Directory, Seat};
 use crate::stack::testing::*;
 use crate::time::Millis;
 

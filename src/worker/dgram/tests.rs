@@ -86,7 +86,7 @@ impl Bed {
         let mailbox =
             Arc::new(Mailbox { requests: Mutex::default(), bell: EventFd::new().unwrap() });
         let (notices, _) = tokio::sync::mpsc::unbounded_channel();
-        let tap = TapQueue { fd: tap.into(), vnet: true };
+        let tap = TapQueue { fd: tap.into(), vnet: true, reads: true };
         let worker = Worker::new(tap, NetConfig::native(), &[], mailbox, notices).unwrap();
         Some(Self { guest, worker, pools: Pools::new().unwrap() })
     }

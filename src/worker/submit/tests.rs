@@ -29,7 +29,7 @@ impl Bed {
         let mailbox =
             Arc::new(Mailbox { requests: Mutex::default(), bell: EventFd::new().unwrap() });
         let (notices, _) = tokio::sync::mpsc::unbounded_channel();
-        let tap_queue = TapQueue { fd: other.into(), vnet: true };
+        let tap_queue = TapQueue { fd: other.into(), vnet: true, reads: true };
         let worker = Worker::new(tap_queue, NetConfig::native(), &[], mailbox, notices).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut bed = Self { worker, peers: Vec::new(), _tap: tap };
