@@ -154,6 +154,14 @@ impl Bed {
         self.made.unwrap_or_else(|| self.guest.pid())
     }
 
+    /// Makes the guest's TAP, with one queue, for a forwarder to find.
+    pub(crate) fn make_tap(&self) -> Res<()> {
+        for line in ["tuntap add name tap0 mode tap", "link set tap0 up"] {
+            run(self.command(Place::Guest, "ip").args(line.split(' ')))?;
+        }
+        Ok(())
+    }
+
     /// Takes another guest for this one's: that of a process.
     pub(crate) fn take_guest(&mut self, pid: u32) {
         self.made = Some(pid);

@@ -56,6 +56,8 @@ pub(crate) struct Cell {
     pub(crate) load: Load,
     /// From the remote, by ports that lead into the guest; otherwise from the guest.
     pub(crate) inbound: bool,
+    /// The guest has a TAP already, with one queue.
+    pub(crate) one_queue: bool,
     /// Profile the forwarder into this file.
     pub(crate) perf: Option<PathBuf>,
 }
@@ -96,6 +98,7 @@ impl Cell {
             "mtu": self.mtu,
             "load": self.load.to_json(),
             "inbound": self.inbound,
+            "one_queue": self.one_queue,
             "perf": self.perf.as_ref().map(|p| p.to_string_lossy()),
         })
     }
@@ -109,6 +112,7 @@ impl Cell {
                 mtu: v["mtu"].as_u64()?.try_into().ok()?,
                 load: Load::from_json(&v["load"])?,
                 inbound: v["inbound"].as_bool()?,
+                one_queue: v["one_queue"].as_bool()?,
                 perf: v["perf"].as_str().map(PathBuf::from),
             })
         })()

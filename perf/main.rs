@@ -195,7 +195,14 @@ fn check() -> Res<()> {
         let label = forwarder.label().to_owned();
         let forwarder = forwarder.clone();
         let way = if inbound { "in " } else { "" };
-        let cell = Cell { forwarder, mtu: 1500, load: load.clone(), inbound, perf: None };
+        let cell = Cell {
+            forwarder,
+            mtu: 1500,
+            load: load.clone(),
+            inbound,
+            one_queue: false,
+            perf: None,
+        };
         match cell.run() {
             Ok(sample) => println!("{label:<13} ok {way}{load:?} {sample}"),
             Err(e) => {

@@ -48,6 +48,7 @@ And:
   --dir up,down,both   guest to host, host to guest, tcp and wan: both at once (up,down)
   --ip 4|6             IP version of tcp and wan (4)
   --inbound            to the guest by forwarded ports (IPv4); --dir stays as it is, up from the guest
+  --one-queue          ringtap and slirp4netns find a TAP that was made with one queue, as RootlessKit does
   --only NAME[,NAME]   of direct, direct-system (the system's congestion control, not cubic),
                        ringtap, slirp4netns, pasta (all), rootlesskit (inbound), ringtap-open
                        (--no-sandbox --no-seccomp; startup and ports)
@@ -100,6 +101,8 @@ pub(crate) struct Options {
     pub(crate) side_args: [Vec<String>; 2],
     /// To the guest by forwarded ports.
     pub(crate) inbound: bool,
+    /// The guest's TAP was made before, with one queue.
+    pub(crate) one_queue: bool,
     /// Where the numbers go.
     pub(crate) json: Option<PathBuf>,
     /// Where the pictures go.
@@ -122,6 +125,7 @@ impl Default for Options {
             ringtap_args: Vec::new(),
             side_args: Default::default(),
             inbound: false,
+            one_queue: false,
             json: None,
             plot: None,
             perf: None,
@@ -154,6 +158,7 @@ impl Options {
             mtu: series.mtu,
             load: series.load.clone(),
             inbound: self.inbound,
+            one_queue: self.one_queue,
             perf: None,
         }
     }
@@ -201,6 +206,7 @@ fn read(args: Vec<OsString>) -> Result<Verb, lexopt::Error> {
             Long("args-a") => o.side_args[0] = split(&mut parser)?,
             Long("args-b") => o.side_args[1] = split(&mut parser)?,
             Long("inbound") => o.inbound = true,
+            Long("one-queue") => o.one_queue = true,
             Long("json") => o.json = Some(parser.value()?.into()),
             Long("plot") => o.plot = Some(parser.value()?.into()),
             Long("out") => out = Some(parser.value()?.into()),

@@ -74,6 +74,9 @@ impl Forwarder {
         let guest = bed.guest_pid().to_string();
         let mtu = cell.mtu.to_string();
         let six = cell.load.ip() == 6;
+        if cell.one_queue && matches!(self, Self::Ringtap { .. } | Self::Slirp4netns) {
+            bed.make_tap().context(self.label())?;
+        }
         let begin = proc::now();
         let mut ready = None;
         let mut start_and_wait = |command: &mut Command, read, write| {
