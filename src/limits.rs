@@ -2,6 +2,8 @@
 //!
 //! Overload is a counted, named drop or a refusal; these numbers say where it begins.
 
+use std::time::Duration;
+
 use crate::time::Millis;
 
 /// Length of `struct virtio_net_hdr` as a TAP with `IFF_VNET_HDR` uses it (linux/virtio_net.h).
@@ -53,6 +55,16 @@ pub const ACCEPT_RETRY: Millis = Millis(100);
 /// Requests of control that a worker carries out in a turn, and sockets of forwarded ports that it closes, so that ten
 /// thousand ports at once hold up nobody's bytes.
 pub const REQUESTS_TURN: usize = 128;
+/// How long a worker watches for the next message before it sleeps: as long as most answers on one machine take.
+pub const SPIN: Duration = Duration::from_micros(50);
+/// Work of a turn up to which it does so: a completion counts one, and each 256 bytes one more.
+pub const SPIN_WORK: u32 = 16;
+/// A worker that gave way meanwhile and was away for so long has met others who want its processor (longer than whom it
+/// waits for takes to answer), and does without for some turns: at first the least, and four times as many each time, up
+/// to the most.
+pub const SPIN_YIELD: Duration = Duration::from_micros(200);
+/// See [`SPIN_YIELD`].
+pub const SPIN_REST: (u32, u32) = (16, 4096);
 /// A worker that gets a connection's first segment leaves the connection to one that has this many fewer.
 pub const PLACE_GAP: u32 = 2;
 /// Connections that may be left so within a second, all workers together: a flood of short ones is over before it is

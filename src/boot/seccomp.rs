@@ -192,7 +192,7 @@ rows! {
 
     // Threads, signals, time, chance.
     SYS_futex Always ANY, "std, glibc: locks, and the end of a thread";
-    SYS_sched_yield Always ANY, "std: a channel's spin";
+    SYS_sched_yield Always ANY, "worker/ring.rs: who watches for the next message gives way to others; std: a channel's spin";
     SYS_sched_getaffinity Always ANY, "glibc: how many heaps malloc may have";
     SYS_rt_sigreturn Always ANY, "a signal handler ends";
     SYS_rt_sigprocmask Always ANY, "glibc: a thread ends, abort; control/mod.rs: takes the terminal back";

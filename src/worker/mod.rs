@@ -5,7 +5,8 @@
 //! A turn of [`Worker::run`]: enter the kernel once (submit what the last turn made, wait for something
 //! to happen), hand each completion to the core as a frame or an event, let timers run out, turn the core's
 //! actions into submission entries. Sends and TAP writes complete while they are submitted, so their
-//! completions are found by the next turn without a wait.
+//! completions are found by the next turn without a wait. Between small messages it watches the ring for a moment before it
+//! sleeps (`spin`).
 //!
 //! Buffers: the TAP's multishot read, host receives and datagrams each draw slots from a provided ring
 //! that is refilled from the arena once per turn. A slot is with the kernel, in a table of
@@ -47,6 +48,7 @@ mod packets;
 mod ring;
 mod run;
 mod sock;
+mod spin;
 mod submit;
 pub mod team;
 mod token;
@@ -81,8 +83,9 @@ use forward::Listeners;
 use in_flight::InFlight;
 use outbound::Interfaces;
 use packets::Packets;
-use ring::{BufRing, Ring};
+use ring::{BufRing, Ring, Watched};
 use sock::Sock;
+use spin::Spin;
 use submit::Scratch;
 use team::{Frames, Team};
 use token::Token;
@@ -279,6 +282,7 @@ struct Worker {
     bound: HashMap<ForwardId, Vec<FlowId>>,
     /// Headers and addresses of this turn's submissions.
     scratch: Scratch,
+    spin: Spin,
     /// Headers of receives.
     heads: Heads,
     stack: Stack,
@@ -351,6 +355,7 @@ impl Worker {
             listeners: Listeners::new(),
             bound: HashMap::new(),
             scratch: Scratch::new(),
+            spin: Spin::new(thread::available_parallelism().map_or(1, usize::from)),
             heads: Heads::new(),
             stack,
             packets: Packets::new(&tap),
@@ -424,14 +429,18 @@ impl Worker {
     /// The loop.
     fn run(&mut self) -> io::Result<()> {
         loop {
-            self.ring.turn(self.patience())?;
+            self.wait()?;
             if self.ring.is_submitted() {
                 self.scratch.reset();
             }
             self.now = self.clock();
+            let (mut completions, mut bytes) = (0, 0);
             while let Some(entry) = self.ring.completion() {
+                completions += 1;
+                bytes += entry.result().max(0) as u64;
                 self.complete(&entry)?;
             }
+            self.spin.worked(completions, bytes);
             self.trim();
             self.handle_requests()?;
             if self.stopped {
@@ -458,6 +467,25 @@ impl Worker {
             self.rearm()?;
             self.stack.stats_mut().turns += 1;
         }
+    }
+
+    /// Submits what there is, and waits for something to happen.
+    fn wait(&mut self) -> io::Result<()> {
+        let patience = self.patience();
+        if !self.spin.is_calm() {
+            return self.ring.turn(patience);
+        }
+        let begin = self.started.elapsed();
+        let watched = match self.spin.before(patience) {
+            Some(time) => self.ring.watch(time)?,
+            None => Watched::Nothing,
+        };
+        self.spin.watched(watched);
+        if watched != Watched::Come {
+            self.ring.turn(patience)?;
+        }
+        self.spin.waited(self.started.elapsed() - begin);
+        Ok(())
     }
 
     /// How long the coming turn may wait.

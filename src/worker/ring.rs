@@ -1,4 +1,4 @@
-//! The ring: set-up, one `io_uring_enter` per turn, and the provided-buffer rings.
+//! The ring: set-up, one `io_uring_enter` per turn (two where it is watched first), and the provided-buffer rings.
 //!
 //! A ring can open, connect and read like the process that has it, and no filter of system calls sees what it does.
 //! So each is made disabled, gets what it needs (its buffers are registered), loses everything else for
@@ -10,14 +10,15 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::arena::{Arena, Slot};
-use crate::limits::{CQ_ENTRIES, SQ_ENTRIES};
+use crate::limits::{CQ_ENTRIES, SPIN_YIELD, SQ_ENTRIES};
 
 /// The oldest kernel with all we use: `IORING_OP_READ_MULTISHOT` came with 6.7.
 pub const OLDEST_KERNEL: &str = "6.7";
@@ -47,6 +48,25 @@ pub(super) const FLAGS: squeue::Flags =
 /// `IORING_REGISTER_SYNC_CANCEL` (linux/io_uring.h): the only way of `io_uring_register(2)` that is left.
 pub(super) const REGISTER: u8 = 24;
 
+/// Time is up, a signal, or the completion queue is full: the next turn goes on.
+fn go_on(e: io::Error) -> io::Result<()> {
+    match e.raw_os_error() {
+        Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+        _ => Err(e),
+    }
+}
+
+/// What came of [watching](Ring::watch).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// There is a completion.
+    Come,
+    /// There is none, and it may be waited for.
+    Nothing,
+    /// So too, and somebody else has had the processor meanwhile.
+    Contested,
+}
+
 /// A ring owned by one thread.
 pub(super) struct Ring {
     ring: IoUring,
@@ -62,6 +82,7 @@ impl Ring {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_r_disabled()
             .setup_cqsize(CQ_ENTRIES)
@@ -131,16 +152,7 @@ impl Ring {
 
     /// Submits all entries without waiting.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        match self.ring.submit() {
-            Ok(_) => Ok(()),
-            // The completion queue is full, or a signal: the next turn goes on.
-            Err(e)
-                if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) =>
-            {
-                Ok(())
-            }
-            Err(e) => Err(e),
-        }
+        self.ring.submit().map(drop).or_else(go_on)
     }
 
     /// Submits all entries and waits for a completion, for at most `timeout`.
@@ -151,18 +163,43 @@ impl Ring {
             timespec = Timespec::from(timeout);
             args = args.timespec(&timespec);
         }
-        match self.ring.submitter().submit_with_args_and_flags(1, &args, self.no_iowait) {
-            Ok(_) => Ok(()),
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
-                ) =>
-            {
-                Ok(())
+        let entered = self.ring.submitter().submit_with_args_and_flags(1, &args, self.no_iowait);
+        entered.map(drop).or_else(go_on)
+    }
+
+    /// Submits all entries and watches for a completion, for at most `limit`. Whoever else wants the processor gets it.
+    #[expect(clippy::disallowed_methods, reason = "the time is not the flows'")]
+    pub(super) fn watch(&mut self, limit: Duration) -> io::Result<Watched> {
+        self.collect()?;
+        let begin = Instant::now();
+        let mut last = Duration::ZERO;
+        loop {
+            if !self.ring.completion().is_empty() {
+                return Ok(Watched::Come);
             }
-            Err(e) => Err(e),
+            if self.ring.submission().taskrun() {
+                self.collect()?;
+                continue;
+            }
+            thread::yield_now();
+            let now = begin.elapsed();
+            if now - last >= SPIN_YIELD {
+                return Ok(Watched::Contested);
+            }
+            if now >= limit {
+                return Ok(Watched::Nothing);
+            }
+            last = now;
         }
+    }
+
+    /// Submits all entries, and has the kernel make the completions of what is done (`IORING_SETUP_DEFER_TASKRUN`).
+    fn collect(&mut self) -> io::Result<()> {
+        let waiting = self.ring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: as many entries as there are, whose memory is valid as [`Ring::push`] asks; no signal mask is given.
+        let entered = unsafe { self.ring.submitter().enter::<()>(waiting, 0, flags, None) };
+        entered.map(drop).or_else(go_on)
     }
 
     /// The next completion.
@@ -344,5 +381,63 @@ impl Drop for BufRing {
         unsafe {
             libc::munmap(self.entries.as_ptr().cast(), bytes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+
+    /// Far longer than what is waited for: nothing here takes so long when it works.
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn ring() -> Ring {
+        let ring = Ring::new().unwrap();
+        ring.restrict().unwrap();
+        ring.enable().unwrap();
+        ring
+    }
+
+    fn poll(ring: &mut Ring, bell: &EventFd) {
+        let fd = io_uring::types::Fd(bell.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(7);
+        // SAFETY: a poll names no memory.
+        unsafe { ring.push(&entry) }.unwrap();
+    }
+
+    /// Until the machine has left it alone for so long.
+    fn watch(ring: &mut Ring, limit: Duration) -> Watched {
+        let mut tries = (0..10_000).map(|_| ring.watch(limit).unwrap());
+        tries.find(|&watched| watched != Watched::Contested).expect("a quiet moment")
+    }
+
+    #[test]
+    fn watching_submits_and_finds_what_is_done_at_once() {
+        let (mut ring, bell) = (ring(), EventFd::from_value(1).unwrap());
+        poll(&mut ring, &bell);
+        assert_eq!(watch(&mut ring, LONG), Watched::Come);
+        assert_eq!(ring.completion().map(|entry| entry.user_data()), Some(7));
+    }
+
+    #[test]
+    fn watching_ends_without_anything() {
+        let (mut ring, bell) = (ring(), EventFd::from_value(0).unwrap());
+        poll(&mut ring, &bell);
+        assert_eq!(watch(&mut ring, Duration::from_micros(1)), Watched::Nothing);
+        assert!(ring.completion().is_none() && ring.is_submitted());
+    }
+
+    #[test]
+    fn watching_sees_what_another_thread_does() {
+        let (mut ring, bell) = (ring(), EventFd::from_value(0).unwrap());
+        poll(&mut ring, &bell);
+        assert_eq!(watch(&mut ring, Duration::from_micros(1)), Watched::Nothing);
+        thread::scope(|scope| {
+            scope.spawn(|| bell.write(1).unwrap());
+            assert_eq!(watch(&mut ring, LONG), Watched::Come);
+        });
+        assert_eq!(ring.completion().map(|entry| entry.user_data()), Some(7));
     }
 }
