@@ -25,8 +25,8 @@
 //!   [events](flow::Event) go in, [actions](flow::Action) come out, time is an argument. It runs in a test
 //!   without root and without a kernel, and a seed replays it byte for byte.
 //! * **Worker** ([`worker`]): the only code on the data path that talks to the kernel: one thread, one
-//!   io_uring, one TAP queue. It turns actions into submission entries and completions into events. There is one for
-//!   each core, and for each queue of the TAP. (A guest that is a program behind a [socket of packets](boot::bess) has one.)
+//!   io_uring, one TAP queue (or a part in the only one). It turns actions into submission entries and completions into events. There
+//!   is one for each core. (A guest that is a program behind a [socket of packets](boot::bess) has one.)
 //! * **Boot and control** ([`boot`], [`control`]): before and beside the data path. They may block,
 //!   allocate, and fail with context. Control and worker speak by a closed set of
 //!   [requests](worker::Request) and [notices](worker::Notice), and by nothing else.
@@ -90,7 +90,7 @@
 //! * Nothing a guest or a remote peer sends panics. Our own broken invariants may.
 //! * The data path logs nothing.
 //! * There is no global state. A worker owns its flows, and no flow has two owners; what workers share (the directory,
-//!   inboxes) is changed when a flow starts or ends and when a frame is misplaced, never for one that is in its place.
+//!   inboxes) is changed when a flow starts or ends and when a frame comes by another's queue, never for one that is in its place.
 //! * `unsafe` lives in few files, listed in `tests/tidy`.
 #![warn(rustdoc::broken_intra_doc_links)]
 // The pages are for those who work on the code: `cargo doc --document-private-items` has what they link to.

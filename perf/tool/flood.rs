@@ -300,7 +300,7 @@ fn greet(client: &Client) -> Res<()> {
     Err("no datagram came back".into())
 }
 
-/// Quadruples until loss, then halves the interval. A rate fails when two tries say so, and a sender has reached
+/// Quadruples until loss, then halves the interval. A rate fails when two tries lose too much and none kept up, and a sender has reached
 /// its limit when [`SENDER_TRIES`] do: at these durations a single pause of the machine is more than 1%.
 fn search(mut probe: impl FnMut(f64) -> Res<Probe>) -> Res<Probe> {
     let mut attempt = |rate| -> Res<Probe> {

@@ -138,9 +138,14 @@ pub fn spread(queues: &mut Vec<TapQueue>, workers: usize) -> Result<(), Failure>
     if workers < 2 {
         return Ok(());
     }
-    let (name, _) = sys::tun_flags(only.fd.as_fd()).context(|| "ask the TAP for its name")?;
+    let (name, flags) = sys::tun_flags(only.fd.as_fd()).context(|| "ask the TAP for its name")?;
+    let has = if flags & libc::IFF_MULTI_QUEUE == 0 {
+        "was made with one queue"
+    } else {
+        "came with one of its queues"
+    };
     tracing::info!(
-        "TAP {name} was made with one queue: one of {workers} workers reads it for all, and streams from the guest gain nothing by the others; for more, let it be made with multi_queue, or by ringtap"
+        "TAP {name} {has}: one of {workers} workers reads it for all, and streams from the guest gain nothing by the others; for more, let it be made with multi_queue, or by ringtap"
     );
     for _ in 1..workers {
         let fd = queues[0].fd.try_clone().context(|| "duplicate the TAP's descriptor")?;

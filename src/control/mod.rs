@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! The main thread makes what needs a path or a right (the API socket, the file with our PID), goes behind the walls of the
-//! [sandbox], starts the workers, one for each queue of the TAP, opens the ports that were asked for, gives up the [system
+//! [sandbox], starts the workers, opens the ports that were asked for, gives up the [system
 //! calls](seccomp) that are not needed any more, says that the network is ready in the order that callers
 //! rely on (forwarded ports and the API socket listen, then the ready byte, then the descriptor closes), and waits. The program ends by
 //! the first of: a signal, the exit descriptor, the end of the guest (its process, its path, the command of `run`),
@@ -38,7 +38,7 @@ use crate::boot::keeper::{Duties, Keeper, Kept, Word};
 use crate::boot::pass::FromChild;
 use crate::boot::sandbox::{self, Walls};
 use crate::boot::{Context, Failure, Guest, Inherited, Init, Life, Place, seccomp, sys, tap};
-use crate::config::{Config, Mode, Personality};
+use crate::config::{Config, Mode, Personality, default_workers};
 use crate::limits::DRAIN;
 use crate::output::{say, say_error};
 use crate::worker::team::Team;
@@ -81,12 +81,14 @@ async fn forward(config: &Config, guest: Guest, inherited: Inherited) -> End {
     let mut handles = Vec::new();
     let end = async {
         let prepared = prepare(config, &life, &mut traces)?;
+        // What its control group gives it is not to be seen from behind walls.
+        let processors = default_workers();
         if config.sandbox {
             traces.keeper = Keeper::start(&traces.duties)?;
             sandbox::enter(Walls::of(config), userns.as_ref())?;
             drop(userns);
         }
-        let notices = start(config, taps, &prepared.resolvers, &mut handles)?;
+        let notices = start(config, taps, processors, &prepared.resolvers, &mut handles)?;
         let outlook = Outlook { walled: config.sandbox, keeper: traces.keeper.as_ref() };
         watch(config, &life, inherited, prepared, &handles, notices, &outlook).await
     };
@@ -146,13 +148,14 @@ fn prepare(config: &Config, life: &Life, traces: &mut Traces) -> Result<Prepared
 fn start(
     config: &Config,
     taps: Vec<TapQueue>,
+    processors: usize,
     resolvers: &Resolvers,
     handles: &mut Vec<Handle>,
 ) -> Result<UnboundedReceiver<Notice>, Failure> {
     const STEP: &str = "start forwarding";
     let (notify, notices) = unbounded_channel();
     let secret = worker::random().and_then(|a| Ok([a, worker::random()?]));
-    let team = Team::new(taps.len(), secret.context(|| STEP)?);
+    let team = Team::new(taps.len(), processors, secret.context(|| STEP)?);
     for (me, tap) in taps.into_iter().enumerate() {
         let (list, net) = (resolvers.list().to_vec(), config.net.clone());
         let handle = Handle::spawn_in(&team, me as u8, tap, net, list, notify.clone());

@@ -95,7 +95,8 @@ impl Directory {
         const SECOND: u64 = u32::MAX as u64;
         let second = (now.0 / 1000) & SECOND;
         let count = |placed: u64| {
-            if placed & SECOND != second {
+            // The workers' clocks began one after the other.
+            if placed & SECOND < second {
                 return Some(second | 1 << 32);
             }
             (placed >> 32 < u64::from(PLACE_RATE)).then_some(placed + (1 << 32))

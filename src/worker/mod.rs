@@ -177,7 +177,7 @@ impl Handle {
         resolvers: Vec<IpAddr>,
         notices: UnboundedSender<Notice>,
     ) -> io::Result<Self> {
-        Self::spawn_in(&Team::new(1, [0; 2]), 0, tap, net, resolvers, notices)
+        Self::spawn_in(&Team::new(1, 1, [0; 2]), 0, tap, net, resolvers, notices)
     }
 
     /// Starts one worker of several: member `me` of the team.
@@ -355,7 +355,7 @@ impl Worker {
             listeners: Listeners::new(),
             bound: HashMap::new(),
             scratch: Scratch::new(),
-            spin: Spin::new(thread::available_parallelism().map_or(1, usize::from)),
+            spin: Spin::new(1),
             heads: Heads::new(),
             stack,
             packets: Packets::new(&tap),
@@ -365,7 +365,7 @@ impl Worker {
             net,
             mailbox,
             notices,
-            team: Team::new(1, [0; 2]),
+            team: Team::new(1, 1, [0; 2]),
             me: 0,
             handed: Frames::default(),
             posted: false,
@@ -395,6 +395,7 @@ impl Worker {
             self.stack.share(seat);
         }
         self.stack.limit(Share::new(team.descriptors().clone()));
+        self.spin = Spin::new(team.processors());
         team.set_ring(me, self.ring.fd());
         // What was posted while there was no bell.
         self.posted = true;
@@ -434,13 +435,14 @@ impl Worker {
                 self.scratch.reset();
             }
             self.now = self.clock();
-            let (mut completions, mut bytes) = (0, 0);
+            let (mut completions, mut bytes, mut news) = (0, 0, false);
             while let Some(entry) = self.ring.completion() {
                 completions += 1;
+                news |= Token::unpack(entry.user_data()).is_some_and(Token::is_news);
                 bytes += entry.result().max(0) as u64;
                 self.complete(&entry)?;
             }
-            self.spin.worked(completions, bytes);
+            self.spin.worked(completions, bytes, news);
             self.trim();
             self.handle_requests()?;
             if self.stopped {
@@ -482,7 +484,7 @@ impl Worker {
         };
         self.spin.watched(watched);
         if watched != Watched::Come {
-            self.ring.turn(patience)?;
+            self.ring.turn(self.patience())?;
         }
         self.spin.waited(self.started.elapsed() - begin);
         Ok(())

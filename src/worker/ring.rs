@@ -1,4 +1,4 @@
-//! The ring: set-up, one `io_uring_enter` per turn (two where it is watched first), and the provided-buffer rings.
+//! The ring: set-up, one `io_uring_enter` per turn (and some while it is watched), and the provided-buffer rings.
 //!
 //! A ring can open, connect and read like the process that has it, and no filter of system calls sees what it does.
 //! So each is made disabled, gets what it needs (its buffers are registered), loses everything else for
@@ -179,9 +179,9 @@ impl Ring {
             }
             if self.ring.submission().taskrun() {
                 self.collect()?;
-                continue;
+            } else {
+                thread::yield_now();
             }
-            thread::yield_now();
             let now = begin.elapsed();
             if now - last >= SPIN_YIELD {
                 return Ok(Watched::Contested);

@@ -28,7 +28,9 @@ pub(super) struct Spin {
     able: bool,
     /// Of the last turns, decaying by an eighth each; in eighths.
     work: u32,
-    /// The last wait was a short one.
+    /// Since something was heard of others.
+    waited: Duration,
+    /// The last wait for them was a short one.
     short: bool,
     /// Turns to go without, and those of the next time that others are met.
     rest: u32,
@@ -37,7 +39,14 @@ pub(super) struct Spin {
 
 impl Spin {
     pub(super) fn new(processors: usize) -> Self {
-        Self { able: processors > 1, work: 0, short: false, rest: 0, next_rest: SPIN_REST.0 }
+        Self {
+            able: processors > 1,
+            work: 0,
+            waited: Duration::ZERO,
+            short: false,
+            rest: 0,
+            next_rest: SPIN_REST.0,
+        }
     }
 
     /// A turn begins that may wait so long (`None`: for ever). For how long to watch first, if at all.
@@ -67,11 +76,15 @@ impl Spin {
 
     /// It has waited so long, watching or asleep.
     pub(super) fn waited(&mut self, time: Duration) {
-        self.short = time < SPIN * 2;
+        self.waited = self.waited.saturating_add(time);
     }
 
-    /// What came of it: completions, and the bytes they moved.
-    pub(super) fn worked(&mut self, completions: u32, bytes: u64) {
+    /// What came of it: completions, the bytes they moved, and whether others had done something: the end of our own
+    /// sends, which comes at once, ends no wait.
+    pub(super) fn worked(&mut self, completions: u32, bytes: u64, news: bool) {
+        if news {
+            self.short = std::mem::take(&mut self.waited) < SPIN * 2;
+        }
         let bytes = u32::try_from(bytes / 256).unwrap_or(u32::MAX);
         let work = completions.saturating_add(bytes).min(u32::MAX / 8);
         self.work = self.work.saturating_sub(self.work.div_ceil(8)).saturating_add(work);
@@ -88,7 +101,7 @@ mod tests {
         let mut spin = Spin::new(2);
         for _ in 0..20 {
             spin.waited(SHORT);
-            spin.worked(2, 100);
+            spin.worked(2, 100, true);
         }
         spin
     }
@@ -110,9 +123,31 @@ mod tests {
     fn one_long_wait_ends_it_and_one_short_begins_it() {
         let mut spin = calm();
         spin.waited(SPIN * 2);
+        spin.worked(1, 100, true);
         assert_eq!(spin.before(None), None);
         spin.waited(SHORT);
+        spin.worked(1, 100, true);
         assert_eq!(spin.before(None), Some(SPIN));
+    }
+
+    #[test]
+    fn a_message_now_and_then_is_not_watched_for() {
+        let mut spin = calm();
+        for _ in 0..3 {
+            spin.waited(SPIN * 200);
+            spin.worked(1, 100, true);
+            assert_eq!(spin.before(None), None);
+            // What it sends has gone at once.
+            spin.waited(SPIN / 10);
+            spin.worked(1, 100, false);
+            assert_eq!(spin.before(None), None);
+        }
+        // A wait has parts.
+        for news in [false, false, true] {
+            spin.waited(SPIN);
+            spin.worked(1, 100, news);
+        }
+        assert_eq!(spin.before(None), None);
     }
 
     #[test]
@@ -120,12 +155,12 @@ mod tests {
         for (completions, bytes) in [(1, 65_536), (50, 50 * 100), (u32::MAX, u64::MAX)] {
             let mut spin = calm();
             for _ in 0..20 {
-                spin.worked(completions, bytes);
+                spin.worked(completions, bytes, true);
             }
             assert!(!spin.is_calm(), "{completions} with {bytes} bytes");
             // It is over soon.
             let turns = (0..200).find(|_| {
-                spin.worked(1, 100);
+                spin.worked(1, 100, true);
                 spin.is_calm()
             });
             assert!(turns.is_some_and(|n| (1..190).contains(&n)), "{turns:?}");
@@ -159,7 +194,7 @@ mod tests {
     fn with_one_processor_never() {
         let mut spin = Spin::new(1);
         spin.waited(SHORT);
-        spin.worked(1, 100);
+        spin.worked(1, 100, true);
         assert_eq!(spin.before(None), None);
     }
 }

@@ -2,7 +2,7 @@
 //! inbox each for frames that came by another's queue, and for connections that another has accepted.
 //!
 //! A frame is handed over by copying it: a slot belongs to one thread. An inbox is a run of bytes, which its owner
-//! exchanges for an empty one of its own, so that steady traffic allocates nothing; its bounds are
+//! exchanges for an empty one of its own, so that what comes now and then allocates nothing; its bounds are
 //! [`HAND_OVER_FRAMES`] and [`HAND_OVER_BYTES`]. A connection is a descriptor that changes its owner; at most
 //! [`HAND_OVER_CONNECTIONS`] wait. The doorbell is a message to the owner's ring (`MSG_RING`), rung once
 //! until it is answered.
@@ -28,6 +28,7 @@ pub struct Team {
     directory: Option<Arc<Directory>>,
     descriptors: Arc<Descriptors>,
     inboxes: Vec<Inbox>,
+    processors: usize,
 }
 
 #[derive(Debug)]
@@ -61,8 +62,8 @@ pub(super) enum Posted {
 }
 
 impl Team {
-    /// A team of so many; `secret` is random.
-    pub fn new(workers: usize, secret: [u64; 2]) -> Arc<Self> {
+    /// A team of so many that may use so many processors; `secret` is random.
+    pub fn new(workers: usize, processors: usize, secret: [u64; 2]) -> Arc<Self> {
         let inbox = |_| Inbox {
             frames: Mutex::default(),
             connections: Mutex::default(),
@@ -73,12 +74,18 @@ impl Team {
             directory: (workers > 1).then(|| Directory::new(workers, secret)),
             descriptors: Descriptors::new(descriptors_max(), workers),
             inboxes: (0..workers).map(inbox).collect(),
+            processors,
         })
     }
 
     /// Members.
     pub fn len(&self) -> usize {
         self.inboxes.len()
+    }
+
+    /// Processors that it may use.
+    pub(super) fn processors(&self) -> usize {
+        self.processors
     }
 
     /// Whether nobody is in it.
@@ -234,7 +241,7 @@ mod tests {
 
     #[test]
     fn frames_come_out_as_they_went_in() {
-        let team = Team::new(2, [1, 2]);
+        let team = Team::new(2, 2, [1, 2]);
         team.set_ring(1, 7);
         assert_eq!(team.post(1, b"one", PLAIN), Posted::Ring(7));
         assert_eq!(team.post(1, b"", CUT), Posted::Quietly);
@@ -257,7 +264,7 @@ mod tests {
 
     #[test]
     fn an_inbox_is_bounded_by_frames_and_by_bytes() {
-        let team = Team::new(2, [1, 2]);
+        let team = Team::new(2, 2, [1, 2]);
         for _ in 0..HAND_OVER_FRAMES {
             assert_eq!(team.post(0, b"x", PLAIN), Posted::Quietly);
         }
@@ -278,7 +285,7 @@ mod tests {
 
     #[test]
     fn connections_are_given_and_bounded() {
-        let team = Team::new(2, [1, 2]);
+        let team = Team::new(2, 2, [1, 2]);
         team.set_ring(1, 7);
         let some = |port| Connection {
             fd: std::fs::File::open("/dev/null").unwrap().into(),
@@ -300,7 +307,7 @@ mod tests {
 
     #[test]
     fn one_alone_asks_nobody() {
-        assert!(Team::new(1, [1, 2]).seat(0).is_none());
-        assert!(Team::new(2, [1, 2]).seat(1).is_some_and(|seat| !seat.is_first()));
+        assert!(Team::new(1, 2, [1, 2]).seat(0).is_none());
+        assert!(Team::new(2, 2, [1, 2]).seat(1).is_some_and(|seat| !seat.is_first()));
     }
 }

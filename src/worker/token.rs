@@ -33,6 +33,19 @@ pub(super) enum Token {
     Sock(Op, FlowId),
 }
 
+impl Token {
+    /// Whether somebody else has done something; otherwise it is the end of what we have sent ourselves.
+    pub(super) fn is_news(self) -> bool {
+        !matches!(
+            self,
+            Self::TapWrite(_)
+                | Self::Cancel
+                | Self::DgramSend { .. }
+                | Self::Sock(Op::Connect | Op::Send, _)
+        )
+    }
+}
+
 /// Operations on a flow's socket. At most one of each is in flight per socket; the value is its bit in
 /// the socket's set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -47,7 +47,7 @@ impl Bed {
             drop(give);
             jobs.iter().for_each(|job| job());
         });
-        let team = Team::new(workers, [1, 2]);
+        let team = Team::new(workers, 2, [1, 2]);
         let spawn = |(me, fd)| {
             let (notices, _) = tokio::sync::mpsc::unbounded_channel();
             let tap = TapQueue { fd, vnet: true, reads: true };
