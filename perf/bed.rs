@@ -83,22 +83,21 @@ impl Bed {
         let bed = Self { remote, guest, made: None, inbound: cell.inbound };
         let peer = bed.remote.pid().to_string();
         let mtu = cell.mtu.to_string();
-        let ip = |place, line: &str| run(bed.command(place, "ip").args(line.split(' ')));
-        ip(Place::Host, "link set lo up")?;
-        ip(
+        bed.ip(Place::Host, "link set lo up")?;
+        bed.ip(
             Place::Host,
             &format!("link add host0 mtu {mtu} type veth peer name remote0 mtu {mtu} netns {peer}"),
         )?;
-        ip(Place::Host, &format!("address add {HOST}/24 dev host0"))?;
-        ip(Place::Host, "link set host0 up")?;
-        ip(Place::Remote, &format!("address add {REMOTE}/24 dev remote0"))?;
-        ip(Place::Remote, "link set remote0 up")?;
+        bed.ip(Place::Host, &format!("address add {HOST}/24 dev host0"))?;
+        bed.ip(Place::Host, "link set host0 up")?;
+        bed.ip(Place::Remote, &format!("address add {REMOTE}/24 dev remote0"))?;
+        bed.ip(Place::Remote, "link set remote0 up")?;
         // pasta takes its addresses from the interface with the default route.
-        ip(Place::Host, &format!("route add default via {REMOTE}"))?;
+        bed.ip(Place::Host, &format!("route add default via {REMOTE}"))?;
         if cell.load.ip() == 6 {
-            ip(Place::Host, &format!("address add {HOST6}/64 dev host0 nodad"))?;
-            ip(Place::Remote, &format!("address add {REMOTE6}/64 dev remote0 nodad"))?;
-            ip(Place::Host, &format!("route add default via {REMOTE6}"))?;
+            bed.ip(Place::Host, &format!("address add {HOST6}/64 dev host0 nodad"))?;
+            bed.ip(Place::Remote, &format!("address add {REMOTE6}/64 dev remote0 nodad"))?;
+            bed.ip(Place::Host, &format!("route add default via {REMOTE6}"))?;
         }
         bed.delay(cell.load.delay_ms())?;
         // A connection per request uses up the default's 28,000 ports within seconds; that of the guest
@@ -156,10 +155,13 @@ impl Bed {
 
     /// Makes the guest's TAP, with one queue, for a forwarder to find.
     pub(crate) fn make_tap(&self) -> Res<()> {
-        for line in ["tuntap add name tap0 mode tap", "link set tap0 up"] {
-            run(self.command(Place::Guest, "ip").args(line.split(' ')))?;
-        }
-        Ok(())
+        self.ip(Place::Guest, "tuntap add name tap0 mode tap")?;
+        self.ip(Place::Guest, "link set tap0 up")
+    }
+
+    /// `ip` with the words of a line.
+    fn ip(&self, place: Place, line: &str) -> Res<()> {
+        run(self.command(place, "ip").args(line.split(' ')))
     }
 
     /// Takes another guest for this one's: that of a process.

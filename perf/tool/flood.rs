@@ -300,19 +300,24 @@ fn greet(client: &Client) -> Res<()> {
     Err("no datagram came back".into())
 }
 
-/// Quadruples until loss, then halves the interval. A rate fails when two tries lose too much and none kept up, and a sender has reached
-/// its limit when [`SENDER_TRIES`] do: at these durations a single pause of the machine is more than 1%.
+/// Quadruples until loss, then halves the interval. A rate fails when two tries lose too much before one passes, and a
+/// sender has reached its limit when none of [`SENDER_TRIES`] kept up: at these durations a single pause of the machine is
+/// more than 1%.
 fn search(mut probe: impl FnMut(f64) -> Res<Probe>) -> Res<Probe> {
     let mut attempt = |rate| -> Res<Probe> {
-        let (mut held, mut lost): (Option<Probe>, usize) = (None, 0);
+        // The best of those that passed, though the sender was behind.
+        let mut held: Option<Probe> = None;
+        let mut lost = false;
         for _ in 0..SENDER_TRIES {
             let p = probe(rate)?;
-            match (p.passes(), p.kept_up()) {
-                (true, true) => return Ok(p),
-                (true, false) if held.is_none_or(|h| h.offered < p.offered) => held = Some(p),
-                (true, false) => {}
-                (false, _) if lost == 0 => lost = 1,
-                (false, _) => return Ok(held.unwrap_or(p)),
+            if !p.passes() {
+                if std::mem::replace(&mut lost, true) {
+                    return Ok(held.unwrap_or(p));
+                }
+            } else if p.kept_up() {
+                return Ok(p);
+            } else if held.is_none_or(|h| h.offered < p.offered) {
+                held = Some(p);
             }
         }
         held.ok_or_else(|| "a search without a try".into())

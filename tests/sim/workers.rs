@@ -354,9 +354,10 @@ fn mixed(seed: u64) -> Vec<FlowSpec> {
 fn frames_change_queues_at_random() {
     let mut handed = 0;
     for seed in 0..60 {
+        let workers = 2 + seed as usize % 3;
         let ways = Ways {
-            workers: 2 + seed as usize % 3,
-            queues: 2 + seed as usize % 3,
+            workers,
+            queues: workers,
             astray: [20, 200, 1000][seed as usize % 3],
             delay: seed % 4,
             inbox: HAND_OVER_FRAMES,
