@@ -92,14 +92,14 @@ impl Directory {
 
     /// Whether one more may be placed in this second: then it counts.
     fn may_place(&self, now: Time) -> bool {
-        const SECOND: u64 = u32::MAX as u64;
-        let second = (now.0 / 1000) & SECOND;
+        const ONE: u64 = 1 << 32;
+        let second = (now.0 / 1000) % ONE;
         let count = |placed: u64| {
             // The workers' clocks began one after the other.
-            if placed & SECOND < second {
-                return Some(second | 1 << 32);
+            if placed % ONE < second {
+                return Some(second + ONE);
             }
-            (placed >> 32 < u64::from(PLACE_RATE)).then_some(placed + (1 << 32))
+            (placed / ONE < u64::from(PLACE_RATE)).then_some(placed + ONE)
         };
         self.placed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
     }

@@ -16,8 +16,8 @@ use crate::config::ForwardId;
 use crate::limits::FLOWS_MAX;
 use crate::stack::bound::Bound;
 
-/// The worker, of so many that read what the guest sends, that is to have the UDP ports that lead to an endpoint of the guest: all of them, for
-/// what the guest answers finds its way by what that one knows ([`crate::stack::bound`]).
+/// The worker, of so many that read what the guest sends, that is to have the UDP ports that lead to an endpoint of the
+/// guest: all of them, for what the guest answers finds its way by what that one knows ([`crate::stack::bound`]).
 pub fn home(guest: &SocketAddr, workers: usize) -> usize {
     // Those of a range in turn.
     usize::from(guest.port()) % workers.max(1)

@@ -15,13 +15,17 @@ use crate::limits::VNET_LEN;
 use crate::stats::Drop;
 
 impl Worker {
-    /// Takes one completion. `Err`: the worker cannot go on.
-    pub(super) fn complete(&mut self, entry: &cqueue::Entry) -> io::Result<()> {
+    /// Takes one completion, that of `token`. `Err`: the worker cannot go on.
+    pub(super) fn complete(
+        &mut self,
+        token: Option<Token>,
+        entry: &cqueue::Entry,
+    ) -> io::Result<()> {
         let (result, flags) = (entry.result(), entry.flags());
         if cqueue::buffer_select(flags).is_some() {
             self.note_use();
         }
-        match Token::unpack(entry.user_data()) {
+        match token {
             Some(Token::TapRead) => self.tap_read(result, flags),
             Some(Token::TapWrite(index)) => self.tap_written(index, result),
             Some(Token::TapRoom) => self.packets_flush(),

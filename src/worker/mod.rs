@@ -359,7 +359,6 @@ impl Worker {
             heads: Heads::new(),
             stack,
             packets: Packets::new(&tap),
-            tap_idle: tap.reads,
             tap,
             interfaces: Interfaces::new(&net)?,
             net,
@@ -372,6 +371,7 @@ impl Worker {
             started: start_of_time(),
             now: Time(0),
             ip_id,
+            tap_idle: true,
             rearm: Vec::new(),
             hungry: VecDeque::new(),
             fed: 0,
@@ -438,9 +438,10 @@ impl Worker {
             let (mut completions, mut bytes, mut news) = (0, 0, false);
             while let Some(entry) = self.ring.completion() {
                 completions += 1;
-                news |= Token::unpack(entry.user_data()).is_some_and(Token::is_news);
+                let token = Token::unpack(entry.user_data());
+                news |= token.is_some_and(Token::is_news);
                 bytes += entry.result().max(0) as u64;
-                self.complete(&entry)?;
+                self.complete(token, &entry)?;
             }
             self.spin.worked(completions, bytes, news);
             self.trim();
@@ -478,13 +479,16 @@ impl Worker {
             return self.ring.turn(patience);
         }
         let begin = self.started.elapsed();
-        let watched = match self.spin.before(patience) {
-            Some(time) => self.ring.watch(time)?,
-            None => Watched::Nothing,
-        };
-        self.spin.watched(watched);
-        if watched != Watched::Come {
-            self.ring.turn(self.patience())?;
+        if let Some(time) = self.spin.before(patience) {
+            let watched = self.ring.watch(time)?;
+            self.spin.watched(watched);
+            if watched != Watched::Come {
+                // Time has passed.
+                self.ring.turn(self.patience())?;
+            }
+        } else {
+            self.spin.watched(Watched::Nothing);
+            self.ring.turn(patience)?;
         }
         self.spin.waited(self.started.elapsed() - begin);
         Ok(())

@@ -197,7 +197,8 @@ impl Ring {
     fn collect(&mut self) -> io::Result<()> {
         let waiting = self.ring.submission().len() as u32;
         let flags = EnterFlags::GETEVENTS.bits();
-        // SAFETY: as many entries as there are, whose memory is valid as [`Ring::push`] asks; no signal mask is given.
+        // SAFETY: the kernel takes as many entries as wait, and the memory that each names is valid, which whoever
+        // [pushed](Ring::push) it has promised. No signal mask is given, so none is read.
         let entered = unsafe { self.ring.submitter().enter::<()>(waiting, 0, flags, None) };
         entered.map(drop).or_else(go_on)
     }

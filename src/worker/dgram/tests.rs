@@ -100,7 +100,7 @@ impl Bed {
         }
         worker.now = now;
         while let Some(entry) = worker.ring.completion() {
-            worker.complete(&entry).unwrap();
+            worker.complete(Token::unpack(entry.user_data()), &entry).unwrap();
         }
         worker.feed_hungry().unwrap();
         worker.stack.handle_timeout(now);

@@ -51,7 +51,7 @@ impl Bed {
         self.worker.ring.turn(Some(Duration::from_millis(5))).unwrap();
         let mut count = 0;
         while let Some(entry) = self.worker.ring.completion() {
-            self.worker.complete(&entry).unwrap();
+            self.worker.complete(Token::unpack(entry.user_data()), &entry).unwrap();
             count += 1;
         }
         self.worker.feed_hungry().unwrap();
