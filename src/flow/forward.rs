@@ -162,11 +162,13 @@ impl UdpFlow {
         }
     }
 
-    /// Writes a frame for the guest, or keeps it until it is known where the guest is: the newest one alone.
-    pub(super) fn write(&mut self, ctx: &mut Ctx<'_>, frame: Slot) {
-        if self.mac != UNKNOWN {
-            return ctx.write(frame);
-        }
+    /// Whether it is known where the guest is.
+    pub(super) fn is_resolved(&self) -> bool {
+        self.mac != UNKNOWN
+    }
+
+    /// Keeps a frame until it is known where the guest is, in the place of the one before.
+    pub(super) fn hold(&mut self, ctx: &mut Ctx<'_>, frame: Slot) {
         if self.held.replace(frame).is_some() {
             ctx.stats.drop(Drop::Unresolved);
         }

@@ -18,10 +18,13 @@
 //! allocates per packet. "Guest" is the namespace side, "host" the side with the sockets.
 #![forbid(unsafe_code)]
 
+mod actions;
+pub mod delivery;
 pub mod forward;
 pub mod icmp;
 pub mod idle;
 pub mod key;
+pub mod lengths;
 pub mod local;
 pub mod peers;
 pub mod ping;
@@ -33,7 +36,6 @@ pub(crate) mod testing;
 pub mod timers;
 pub mod udp;
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::arena::{Chain, Pools, Slot};
@@ -43,6 +45,8 @@ use crate::limits::{BLOCKS_RESERVED, HEADROOM};
 use crate::stats::Stats;
 use crate::time::Time;
 use local::Local;
+
+pub use actions::{Actions, Place};
 
 /// A flow's name: its place in the table, and the place's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +71,12 @@ pub enum Action {
         slot: Slot,
         /// Flow that wants the slot back.
         keep: Option<FlowId>,
+    },
+    /// Write one frame to the guest from several slots: the range of the first begins with the virtio header.
+    /// Only a TAP with that header gets these.
+    TapRun {
+        /// A run of datagrams, each in a slot of its own.
+        chain: Chain,
     },
     /// Make a TCP socket and connect it. Answer: [`Event::TcpConnected`].
     TcpConnect {
@@ -383,27 +393,6 @@ impl DgramEvent {
             Self::Refused { local, .. } | Self::Received { local, .. } => *local,
             Self::Error(error) => error.local,
         }
-    }
-}
-
-/// Actions waiting for the worker.
-#[derive(Debug, Default)]
-pub struct Actions(VecDeque<Action>);
-
-impl Actions {
-    /// An empty queue with room for a busy turn.
-    pub fn new() -> Self {
-        Self(VecDeque::with_capacity(256))
-    }
-
-    /// Adds one.
-    pub fn push(&mut self, action: Action) {
-        self.0.push_back(action);
-    }
-
-    /// Takes the oldest.
-    pub fn pop(&mut self) -> Option<Action> {
-        self.0.pop_front()
     }
 }
 

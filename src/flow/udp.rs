@@ -12,12 +12,13 @@
 //! when it refuses one, reaches the guest as the ICMP error it would have seen itself.
 use std::net::{IpAddr, SocketAddr};
 
+use super::delivery::Head;
 use super::forward::{Ports, Route};
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
 use super::local::Local;
 use super::peers::{Peers, Room, Via};
-use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
+use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, Place, SendOpts};
 use crate::arena::Slot;
 use crate::config::NetConfig;
 use crate::frame::build::{self, Out};
@@ -52,6 +53,8 @@ pub struct UdpFlow {
     pub(super) own: bool,
     /// Ports of the host that lead here.
     pub(super) ports: Ports,
+    /// The newest frame to the guest.
+    pub(super) newest: Place,
 }
 
 impl UdpFlow {
@@ -67,6 +70,7 @@ impl UdpFlow {
             only_dns: true,
             own: true,
             ports: Ports::default(),
+            newest: Place::default(),
         }
     }
 
@@ -210,8 +214,14 @@ impl UdpFlow {
             tos,
             df: false,
         };
-        build::udp(&mut slot, &out, shown.port(), guest.port(), segment);
-        self.write(ctx, slot);
+        let head = Head { out, from: shown.port(), to: guest.port() };
+        if !self.is_resolved() {
+            build::udp(&mut slot, &out, head.from, head.to, segment);
+            return self.hold(ctx, slot);
+        }
+        // What is longer than the guest's MTU came in fragments, and could not leave the guest again in a run.
+        let most = usize::from(ctx.net.mtu).saturating_sub(pair.header_len() + HEADER);
+        ctx.actions.deliver(&mut self.newest, head, slot, segment, most);
     }
 
     fn handle_error(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, via: Via, error: &DgramError) {

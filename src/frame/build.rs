@@ -17,7 +17,7 @@ use crate::arena::Slot;
 use crate::limits::{ETH_LEN, VNET_LEN};
 
 /// What the headers below the transport say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Out {
     /// Ethernet source: the gateway.
     pub eth_src: Mac,
@@ -80,7 +80,7 @@ pub fn tcp(slot: &mut Slot, out: &Out, repr: &TcpRepr<'_>, mss: u16) {
         csum_start: l4 as u16,
         csum_offset: 16,
     };
-    lower(slot, out, IpProtocol::Tcp, header);
+    lower(slot, 0, out, IpProtocol::Tcp, header);
 }
 
 /// Puts UDP and lower headers in front of the slot's range. A `segment` other than 0 marks a run of
@@ -89,8 +89,23 @@ pub fn tcp(slot: &mut Slot, out: &Out, repr: &TcpRepr<'_>, mss: u16) {
 /// # Panics
 /// When the slot lacks headroom.
 pub fn udp(slot: &mut Slot, out: &Out, src_port: u16, dst_port: u16, segment: u16) {
+    udp_before(slot, 0, out, src_port, dst_port, segment);
+}
+
+/// As [`udp`], where `rest` more bytes of payload follow from other slots.
+///
+/// # Panics
+/// When the slot lacks headroom.
+pub fn udp_before(
+    slot: &mut Slot,
+    rest: usize,
+    out: &Out,
+    src_port: u16,
+    dst_port: u16,
+    segment: u16,
+) {
     slot.prepend(8);
-    let len = slot.len();
+    let len = slot.len() + rest;
     let bytes = slot.bytes_mut();
     bytes[0..2].copy_from_slice(&src_port.to_be_bytes());
     bytes[2..4].copy_from_slice(&dst_port.to_be_bytes());
@@ -106,7 +121,7 @@ pub fn udp(slot: &mut Slot, out: &Out, src_port: u16, dst_port: u16, segment: u1
         csum_start: l4 as u16,
         csum_offset: 6,
     };
-    lower(slot, out, IpProtocol::Udp, header);
+    lower(slot, rest, out, IpProtocol::Udp, header);
 }
 
 /// Puts IP and lower headers in front of the slot's range, a finished transport packet (ICMP).
@@ -114,7 +129,7 @@ pub fn udp(slot: &mut Slot, out: &Out, src_port: u16, dst_port: u16, segment: u1
 /// # Panics
 /// When the slot lacks headroom.
 pub fn ip(slot: &mut Slot, out: &Out, proto: IpProtocol) {
-    lower(slot, out, proto, Header::NONE);
+    lower(slot, 0, out, proto, Header::NONE);
 }
 
 /// Puts Ethernet and virtio headers in front of the slot's range (ARP).
@@ -125,8 +140,8 @@ pub fn ethernet(slot: &mut Slot, src: Mac, dst: Mac, proto: EthernetProtocol) {
     l2(slot, src, dst, proto, Header::NONE);
 }
 
-fn lower(slot: &mut Slot, out: &Out, proto: IpProtocol, header: Header) {
-    let payload = slot.len();
+fn lower(slot: &mut Slot, rest: usize, out: &Out, proto: IpProtocol, header: Header) {
+    let payload = slot.len() + rest;
     slot.prepend(out.pair.header_len());
     let ethertype = match out.pair {
         Pair::V4(src, dst) => {

@@ -203,6 +203,11 @@ impl Stack {
         self.share = share;
     }
 
+    /// From now on there is no [`Action::TapRun`]; to be called before the first frame.
+    pub fn keep_datagrams_alone(&mut self) {
+        self.actions.keep_datagrams_alone();
+    }
+
     /// Takes a frame from the guest.
     pub fn handle_frame(&mut self, slot: Slot, now: Time) {
         self.arrival = Arrival::default();
@@ -464,7 +469,7 @@ impl Stack {
     pub fn poll_action(&mut self, now: Time) -> Option<Action> {
         loop {
             if let Some(action) = self.actions.pop() {
-                if matches!(action, Action::TapWrite { .. }) {
+                if matches!(action, Action::TapWrite { .. } | Action::TapRun { .. }) {
                     self.stats.frames_to_guest += 1;
                 }
                 return Some(action);

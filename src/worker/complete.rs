@@ -7,6 +7,7 @@ use io_uring::cqueue;
 use super::Worker;
 use super::packets::peer_gone;
 use super::sock::Watch;
+use super::submit::Writing;
 use super::token::{Op, Token};
 use crate::arena::Chain;
 use crate::flow::{Errno, Event, FlowId, Received};
@@ -78,10 +79,13 @@ impl Worker {
     }
 
     pub(super) fn tap_written(&mut self, index: u32, result: i32) -> io::Result<()> {
-        let Some((slot, keep)) = self.writes.take(index) else { return Ok(()) };
+        let Some(writing) = self.writes.take(index) else { return Ok(()) };
         // More datagrams in one frame than this kernel takes: one by one then.
-        if result == -libc::EINVAL && is_run(slot.bytes()) {
-            return self.cut_write(&slot);
+        if let Writing::Frame(slot, _) = &writing
+            && result == -libc::EINVAL
+            && is_run(slot.bytes())
+        {
+            return self.cut_write(slot);
         }
         if result < 0 {
             self.stack.stats_mut().drop(Drop::TapRefused);
@@ -90,7 +94,7 @@ impl Worker {
             }
         }
         // Refused or not: TCP keeps what is not acknowledged, and its timer sends it again.
-        if let Some(flow) = keep {
+        if let Writing::Frame(slot, Some(flow)) = writing {
             self.stack.handle_event(Event::TapWritten { flow, slot }, self.now);
         }
         Ok(())

@@ -9,7 +9,8 @@
 //! needs there for the headers of a frame.
 //!
 //! What the host's kernel has coalesced (`UDP_GRO`: datagrams of one sender and one size that came together)
-//! stays together: it comes in one slot, with the size of each, and goes to the guest as one frame.
+//! stays together: it comes in one slot, with the size of each, and goes to the guest as one frame. What came one by
+//! one in a turn is joined on its way to the guest ([`delivery`](crate::flow::delivery)).
 //!
 //! Sends of a turn are coalesced likewise: [`run`](super::run). A send never waits (`MSG_DONTWAIT`), so that it completes while it is submitted and the sends of a
 //! socket keep their order; a full socket buffer drops the datagram, as a full interface would. A send

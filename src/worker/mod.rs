@@ -64,7 +64,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use crate::arena::{Pools, Slot};
+use crate::arena::Pools;
 use crate::config::{ForwardId, NetConfig, Transport};
 use crate::flow::FlowId;
 use crate::flow::table::Table;
@@ -86,7 +86,7 @@ use packets::Packets;
 use ring::{BufRing, Ring, Watched};
 use sock::Sock;
 use spin::Spin;
-use submit::Scratch;
+use submit::{Scratch, Writing};
 use team::{Frames, Team};
 use token::Token;
 
@@ -157,8 +157,8 @@ struct Worker {
     from_tap: BufRing,
     from_host: BufRing,
     dgrams: BufRing,
-    /// TAP writes in flight, by index; the slot, and the flow that wants it back.
-    writes: InFlight<(Slot, Option<FlowId>)>,
+    /// TAP writes in flight, by index.
+    writes: InFlight<Writing>,
     /// Datagram sends in flight, by index.
     dgram_sends: InFlight<Sending>,
     /// Those of this turn, not yet submitted.
@@ -229,6 +229,9 @@ impl Worker {
         let ip_id = random()? as u32;
         let mut stack = Stack::new(net.clone(), pools.clone(), secret, Time(0));
         stack.set_resolvers(resolvers);
+        if !tap.vnet {
+            stack.keep_datagrams_alone();
+        }
         // A TAP without virtio header reads behind an empty one, so that the core sees one form.
         let frame_at = if tap.vnet { 0 } else { VNET_LEN };
         let mut worker = Self {

@@ -25,9 +25,10 @@ pub const OLDEST_KERNEL: &str = "6.7";
 
 /// What workers do by the ring: descriptors that are there are read, written, connected, accepted from and
 /// waited for. None of it opens a file or makes a socket but `Accept`, or takes a path.
-pub(super) const OPERATIONS: [u8; 11] = [
+pub(super) const OPERATIONS: [u8; 12] = [
     opcode::ReadMulti::CODE,
     opcode::Write::CODE,
+    opcode::Writev::CODE,
     opcode::Send::CODE,
     opcode::SendMsg::CODE,
     opcode::Recv::CODE,

@@ -21,44 +21,26 @@
 use std::net::SocketAddr;
 
 use crate::flow::SendOpts;
-use crate::limits::{UDP_SEND_BYTES, UDP_SEND_SEGMENTS};
+use crate::flow::lengths::Lengths;
 
 /// What a send carries so far: one datagram or more, each in a slot of its own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     to: SocketAddr,
     opts: SendOpts,
-    /// Payload bytes of the first datagram, and of every one but the last.
-    size: usize,
-    /// Payload bytes of all.
-    bytes: usize,
-    datagrams: usize,
-    /// No datagram may follow: the last was shorter, or the first cannot lead.
-    ended: bool,
+    lengths: Lengths,
 }
 
 impl Run {
     /// One datagram, or a run of the guest's own (`opts.segment`), which takes no more.
     pub(super) fn new(to: SocketAddr, opts: SendOpts, len: usize, limit: Limit) -> Self {
-        let ended = opts.segment != 0 || len == 0 || len > limit.0;
-        Self { to, opts, size: len, bytes: len, datagrams: 1, ended }
+        let most = if opts.segment == 0 { limit.0 } else { 0 };
+        Self { to, opts, lengths: Lengths::new(len, most) }
     }
 
     /// Adds a datagram if it can leave with those that are here.
     pub(super) fn takes(&mut self, to: SocketAddr, opts: SendOpts, len: usize) -> bool {
-        // A datagram of 0 bytes is none in a run.
-        let fits = !self.ended
-            && (1..=self.size).contains(&len)
-            && self.datagrams < UDP_SEND_SEGMENTS
-            && self.bytes + len <= UDP_SEND_BYTES
-            && opts == self.opts
-            && to == self.to;
-        if fits {
-            self.bytes += len;
-            self.datagrams += 1;
-            self.ended = len < self.size;
-        }
-        fits
+        opts == self.opts && to == self.to && self.lengths.takes(len)
     }
 
     pub(super) fn to(&self) -> SocketAddr {
@@ -67,9 +49,7 @@ impl Run {
 
     /// Header fields of the send, with the size of its datagrams if they are more than one.
     pub(super) fn opts(&self) -> SendOpts {
-        // A datagram that leads others fits an Ethernet frame.
-        let segment = if self.datagrams > 1 { self.size as u16 } else { self.opts.segment };
-        SendOpts { segment, ..self.opts }
+        SendOpts { segment: self.lengths.segment().unwrap_or(self.opts.segment), ..self.opts }
     }
 }
 
@@ -124,7 +104,7 @@ mod tests {
         for len in [0, 1, 100] {
             assert!(!run.takes(at(1), OPTS, len), "after the shorter one: {len}");
         }
-        assert_eq!((run.to(), run.bytes), (at(1), 201));
+        assert_eq!(run.to(), at(1));
     }
 
     #[test]
@@ -141,15 +121,6 @@ mod tests {
             assert!(!run.takes(at(1), opts, 100), "{opts:?}");
         }
         assert!(run.takes(at(1), OPTS, 100));
-    }
-
-    #[test]
-    fn no_more_than_a_send_takes() {
-        for (len, most) in [(1, 64), (1000, 64), (1015, 64), (1016, 63), (1472, 44)] {
-            let mut run = run(len);
-            let taken = 1 + (0..200).take_while(|_| run.takes(at(1), OPTS, len)).count();
-            assert_eq!(taken, most, "{len}");
-        }
     }
 
     #[test]

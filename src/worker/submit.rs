@@ -43,6 +43,15 @@ pub(super) struct Msg {
 #[repr(align(8))]
 pub(super) struct Control(pub(super) [u8; SEND_CONTROL]);
 
+/// What the kernel has of a write to the TAP.
+#[derive(Debug)]
+pub(super) enum Writing {
+    /// A frame in one slot, and the flow that wants it back.
+    Frame(Slot, Option<FlowId>),
+    /// A frame in several.
+    Run(#[expect(dead_code, reason = "held")] Chain),
+}
+
 impl Msg {
     pub(super) fn new() -> Self {
         // SAFETY: all-zero bytes are a valid `msghdr`.
@@ -95,6 +104,7 @@ impl Worker {
     pub(super) fn submit(&mut self, action: Action) -> io::Result<()> {
         match action {
             Action::TapWrite { slot, keep } => self.tap_write(slot, keep),
+            Action::TapRun { chain } => self.tap_write_run(chain),
             Action::TcpConnect { flow, to } => self.tcp_connect(flow, to),
             Action::TcpSend { flow, chain } => self.tcp_send(flow, chain),
             Action::TcpPollOut { flow } => self.poll_out(flow),
@@ -198,11 +208,29 @@ impl Worker {
         }
         let frame = &slot.bytes()[skip..];
         let (ptr, len) = (frame.as_ptr(), frame.len() as u32);
-        let index = self.writes.put((slot, keep));
+        let index = self.writes.put(Writing::Frame(slot, keep));
         let entry = opcode::Write::new(types::Fd(self.tap_fd()), ptr, len)
             .build()
             .user_data(Token::TapWrite(index).pack());
         // SAFETY: `ptr..ptr+len` is part of the range of a slot that `writes` holds until the completion.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Writes a frame that lies in several slots.
+    fn tap_write_run(&mut self, chain: Chain) -> io::Result<()> {
+        if self.writes.is_full() {
+            self.stack.stats_mut().drop(Drop::TapRefused);
+            return Ok(());
+        }
+        let fd = types::Fd(self.tap_fd());
+        let msg = self.scratch.next();
+        msg.gather(&chain, usize::MAX);
+        let (iov, slots) = (msg.iov.as_ptr(), msg.iov.len() as u32);
+        let index = self.writes.put(Writing::Run(chain));
+        let entry =
+            opcode::Writev::new(fd, iov, slots).build().user_data(Token::TapWrite(index).pack());
+        // SAFETY: the iovecs lie in a vector of `scratch`, untouched until the next turn begins, when the entry is
+        // submitted; they name the ranges of slots that `writes` holds until the completion.
         unsafe { self.ring.push(&entry) }
     }
 

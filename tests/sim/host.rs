@@ -197,7 +197,9 @@ impl Host {
                 self.reports[index].ended = Some(Ended { at: now, reset });
                 self.agenda.push(now + Millis(delay), (flow, Todo::Closed));
             }
-            Action::TapWrite { .. } | Action::HandOver { .. } => unreachable!("the world's"),
+            Action::TapWrite { .. } | Action::TapRun { .. } | Action::HandOver { .. } => {
+                unreachable!("the world's")
+            }
             Action::DgramOpen { .. } | Action::DgramSend { .. } => panic!("no datagrams here"),
             Action::DnsUsed => {}
         }

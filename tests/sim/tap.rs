@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ringtap::arena::Slot;
+use ringtap::arena::{Chain, Slot};
 use ringtap::frame::{Pair, checksum};
 use ringtap::stack::Stack;
 use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket};
@@ -324,6 +324,17 @@ fn split_udp(packet: &[u8], view: &View, gso: u8, size: u16) -> Vec<Vec<u8>> {
         out
     };
     parts.iter().map(one).collect()
+}
+
+/// A frame of the core that lies in several slots.
+pub fn gather(chain: &Chain) -> Vec<u8> {
+    assert!(chain.slots() > 1, "a frame in one slot");
+    let mut frame = Vec::new();
+    chain.for_each(|slot| {
+        frame.extend_from_slice(slot.bytes());
+        true
+    });
+    frame
 }
 
 /// A frame from the core to the packets the guest's stack sees: cut, checksums finished.

@@ -188,7 +188,10 @@ impl Trace {
             | Action::DgramOpen { flow, .. }
             | Action::DgramSend { flow, .. }
             | Action::Close { flow, .. } => *flow == self.flow,
-            Action::TapWrite { .. } | Action::HandOver { .. } | Action::DnsUsed => false,
+            Action::TapWrite { .. }
+            | Action::TapRun { .. }
+            | Action::HandOver { .. }
+            | Action::DnsUsed => false,
         });
         self.actions = ours.into();
         self.opened.extend(others.iter().filter_map(|action| match action {

@@ -56,6 +56,8 @@ struct Run {
     /// Whether the guest writes runs, and how many it has written.
     uso: bool,
     runs: u64,
+    /// Frames that carried several datagrams to the guest.
+    joined: u64,
 }
 
 fn peer(v6: bool, peer: u8) -> SocketAddr {
@@ -94,6 +96,7 @@ impl Run {
             unsolicited: 0,
             uso: seed % 2 == 1,
             runs: 0,
+            joined: 0,
         }
     }
 
@@ -165,6 +168,11 @@ impl Run {
                     assert!(keep.is_none(), "a datagram is not kept");
                     self.port.input.extend(tap::split(slot.bytes(), &mut wire));
                 }
+                Action::TapRun { chain } => {
+                    let frame = tap::gather(&chain);
+                    self.port.input.extend(tap::split(&frame, &mut wire));
+                    self.joined += 1;
+                }
                 Action::DgramOpen { flow, kind } => {
                     assert!(self.kinds.insert(flow, kind).is_none(), "opened twice");
                 }
@@ -222,6 +230,13 @@ impl Run {
                 self.unsolicited += 1;
                 self.answers.push_back((flow, to, bytes, 0));
             }
+            3 => {
+                // One by one, the last cut short.
+                let n = self.rng.range(2, 100) as usize;
+                let last = self.rng.range(4, bytes.len() as u64) as usize;
+                self.answers.extend((1..n).map(|_| (flow, to, bytes.clone(), 0)));
+                self.answers.push_back((flow, to, bytes[..last].to_vec(), 0));
+            }
             _ => self.answers.push_back((flow, to, bytes, 0)),
         }
     }
@@ -246,7 +261,7 @@ impl Run {
 #[test]
 fn datagrams_arrive_whole_and_where_they_belong() {
     let pools = Pools::new().unwrap();
-    let mut runs = 0;
+    let (mut runs, mut joined) = (0, 0);
     for seed in 0..120 {
         let mut rng = Rng::new(seed ^ 0x0dd);
         let faults = if rng.chance(500) {
@@ -281,9 +296,11 @@ fn datagrams_arrive_whole_and_where_they_belong() {
         run.now = run.now + UDP_IDLE + Millis(100);
         run.turn();
         runs += run.runs;
+        joined += run.joined;
         assert_eq!((run.stack.stats().flows, run.kinds.len()), (0, 0), "seed {seed}");
         drop(run);
         assert_eq!((pools.large.lent(), pools.small.lent()), (0, 0), "slots leak");
     }
     assert!(runs > 200, "{runs} runs");
+    assert!(joined > 1000, "{joined} frames of several datagrams");
 }
