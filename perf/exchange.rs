@@ -22,19 +22,19 @@ const HOLD: Duration = Duration::from_secs(90);
 pub(crate) fn udp(
     bed: &Bed,
     mut forwarder: Option<Proc>,
-    size: u32,
-    gso: bool,
+    (size, gso, streams): (u32, bool, u32),
     direction: Direction,
     probe_ms: u32,
 ) -> Res<Value> {
     let (size, gso) = (size.to_string(), if gso { "gso" } else { "single" });
+    let streams = streams.to_string();
     let ends = bed.ends(&forwarder, 4);
     let (server_at, client_at) = if ends.inbound { ("near", "remote") } else { ("remote", "near") };
     let mut server = listening(bed, &ends, &["udp-server", &size, gso, server_at])?;
     let ms = probe_ms.to_string();
     // For a client in the remote, the guest's direction is the other one.
     let sender = if (direction == Direction::Up) == ends.inbound { "server" } else { "client" };
-    let args = ["udp", ends.at, &size, gso, client_at, sender, &ms];
+    let args = ["udp", ends.at, &size, gso, client_at, &streams, sender, &ms];
     let mut client = tool(bed, ends.client, &args);
     // A look at the forwarder in the middle is in the middle of about so many tries, each with its drain.
     let each = Duration::from_millis(u64::from(probe_ms) + 250);

@@ -35,6 +35,8 @@ pub(crate) enum Load {
         size: u32,
         /// Many in one call: UDP_SEGMENT and UDP_GRO.
         gso: bool,
+        /// Sockets at the client's end.
+        streams: u32,
         /// Which way.
         direction: Direction,
         /// Milliseconds of each try.
@@ -215,8 +217,8 @@ impl Load {
                 }
                 v
             }
-            Self::Udp { size, gso, direction, .. } => json!({
-                "direction": direction.name(), "size": size,
+            Self::Udp { size, gso, streams, direction, .. } => json!({
+                "direction": direction.name(), "streams": streams, "size": size,
                 "what": if *gso { "GSO" } else { "single" },
             }),
             Self::Rr { udp, request, reply, .. } => json!({
@@ -255,9 +257,9 @@ impl Load {
                 "kind": "tcp", "streams": streams, "secs": secs, "direction": direction.name(),
                 "ip": ip, "delay_ms": delay_ms,
             }),
-            Self::Udp { size, gso, direction, probe_ms } => json!({
-                "kind": "udp", "size": size, "gso": gso, "direction": direction.name(),
-                "probe_ms": probe_ms,
+            Self::Udp { size, gso, streams, direction, probe_ms } => json!({
+                "kind": "udp", "size": size, "gso": gso, "streams": streams,
+                "direction": direction.name(), "probe_ms": probe_ms,
             }),
             Self::Rr { udp, request, reply, ms } => json!({
                 "kind": "rr", "udp": udp, "request": request, "reply": reply, "ms": ms,
@@ -293,6 +295,7 @@ impl Load {
             "udp" => Self::Udp {
                 size: number("size")?,
                 gso: v["gso"].as_bool()?,
+                streams: number("streams")?,
                 direction: direction()?,
                 probe_ms: number("probe_ms")?,
             },
@@ -333,8 +336,8 @@ pub(crate) fn run(
         Load::Tcp { streams, secs, direction, ip, .. } => {
             bulk::tcp(bed, &mut forwarder, cell, *streams, *secs, *direction, *ip)
         }
-        Load::Udp { size, gso, direction, probe_ms } => {
-            exchange::udp(bed, forwarder, *size, *gso, *direction, *probe_ms)
+        Load::Udp { size, gso, streams, direction, probe_ms } => {
+            exchange::udp(bed, forwarder, (*size, *gso, *streams), *direction, *probe_ms)
         }
         Load::Rr { udp, request, reply, ms } => {
             exchange::rr(bed, forwarder, *udp, *request, *reply, *ms)

@@ -236,7 +236,8 @@ fn check() -> Res<()> {
 /// Each load, as short as can be.
 fn brief(forwarder: &Forwarder) -> Vec<Load> {
     let tcp = |direction, ip| Load::Tcp { streams: 1, secs: 1, direction, ip, delay_ms: 0 };
-    let udp = |size, gso, direction| Load::Udp { size, gso, direction, probe_ms: 20 };
+    let udp =
+        |size, gso, streams, direction| Load::Udp { size, gso, streams, direction, probe_ms: 20 };
     let rr = |udp| Load::Rr { udp, request: 64, reply: 1024, ms: 200 };
     let mut loads = match forwarder {
         Forwarder::DirectSystem => vec![tcp(Direction::Up, 4)],
@@ -244,8 +245,8 @@ fn brief(forwarder: &Forwarder) -> Vec<Load> {
         _ => vec![
             tcp(Direction::Both, 4),
             tcp(Direction::Down, 6),
-            udp(64, false, Direction::Up),
-            udp(1400, true, Direction::Down),
+            udp(64, false, 1, Direction::Up),
+            udp(1400, true, 2, Direction::Down),
             rr(false),
             rr(true),
             Load::Crr { ms: 200 },
@@ -268,13 +269,14 @@ fn brief(forwarder: &Forwarder) -> Vec<Load> {
 
 /// The same by forwarded ports.
 fn brief_inbound(forwarder: &Forwarder) -> Vec<Load> {
-    let udp = |size, gso, direction| Load::Udp { size, gso, direction, probe_ms: 20 };
+    let udp =
+        |size, gso, streams, direction| Load::Udp { size, gso, streams, direction, probe_ms: 20 };
     let direction = Direction::Both;
     match forwarder.label() {
         "direct" | "ringtap" => vec![
             Load::Tcp { streams: 2, secs: 1, direction, ip: 4, delay_ms: 0 },
-            udp(1400, true, Direction::Down),
-            udp(1400, false, Direction::Up),
+            udp(1400, true, 1, Direction::Down),
+            udp(1400, false, 3, Direction::Up),
             Load::Rr { udp: true, request: 64, reply: 1024, ms: 200 },
             Load::Crr { ms: 200 },
         ],

@@ -135,19 +135,24 @@ impl Work {
                 };
                 o.streams.iter().copied().flat_map(one).collect()
             }
-            Self::Udp => [(64, false), (1400, false), (1400, true)]
-                .into_iter()
-                .flat_map(|(size, gso)| {
+            Self::Udp => {
+                // Ten tries are about as long as a cell of another verb.
+                let probe_ms = ms / 10;
+                let one = |(size, gso, streams)| {
                     let one_way = ways().filter(|d| *d != Direction::Both);
-                    // Ten tries are about as long as a cell of another verb.
                     one_way.map(move |direction| Load::Udp {
                         size,
                         gso,
+                        streams,
                         direction,
-                        probe_ms: ms / 10,
+                        probe_ms,
                     })
-                })
-                .collect(),
+                };
+                let sizes = [(64, false), (1400, false), (1400, true)].into_iter();
+                let all =
+                    o.streams.iter().flat_map(|&n| sizes.clone().map(move |(s, g)| (s, g, n)));
+                all.flat_map(one).collect()
+            }
             Self::Rr => [(false, 1, 1), (false, 64, 1024), (true, 1, 1), (true, 64, 1024)]
                 .map(|(udp, request, reply)| Load::Rr { udp, request, reply, ms })
                 .into(),

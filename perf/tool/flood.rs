@@ -3,7 +3,7 @@
 //! The client asks over a TCP connection of its own through the same forwarder, silent while datagrams
 //! fly. `zero` forgets what came, `count` tells it (bytes), `send RATE MS` sends to the client and tells
 //! how many. Datagrams of a run have one size, so that bytes count them, however the kernel has joined
-//! them (UDP_GRO).
+//! them (UDP_GRO). Several streams are as many sockets of the client's, each with a thread that sends from it or to it.
 
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -52,7 +52,7 @@ struct End {
     size: usize,
     gso: bool,
     received: AtomicU64,
-    peer: Mutex<Option<SocketAddr>>,
+    peers: Mutex<Vec<SocketAddr>>,
 }
 
 impl End {
@@ -73,7 +73,7 @@ impl End {
         }
         // Or a sleep of microseconds takes 50 more.
         nix::sys::prctl::set_timerslack(1).context("PR_SET_TIMERSLACK")?;
-        let end = Self { socket, size, gso, received: AtomicU64::new(0), peer: Mutex::new(None) };
+        let end = Self { socket, size, gso, received: AtomicU64::new(0), peers: Mutex::default() };
         let end = Arc::new(end);
         let receiver = Arc::clone(&end);
         thread::spawn(move || receiver.receive());
@@ -89,16 +89,20 @@ impl End {
                 self.received.fetch_add(n as u64, Ordering::Relaxed);
                 continue;
             }
-            let known = self.peer.lock().unwrap_or_else(PoisonError::into_inner).replace(from);
+            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = peers.contains(&from);
+            if !known {
+                peers.push(from);
+            }
             // Greets back once; a greeting back is not answered, or it would go on forever.
-            if known != Some(from) || bytes[0] == b'?' {
+            if !known || bytes[0] == b'?' {
                 let _ = self.socket.send_to(b"!", from);
             }
         }
     }
 
-    fn peer(&self) -> Option<SocketAddr> {
-        *self.peer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn peers(&self) -> Vec<SocketAddr> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn count(&self) -> u64 {
@@ -134,6 +138,19 @@ impl End {
             }
         }
     }
+}
+
+/// Offers datagrams at a rate, in equal parts from each end to its address; gives how many were.
+fn send_all(streams: &[(&End, SocketAddr)], rate: f64, time: Duration) -> Res<u64> {
+    let part = rate / streams.len() as f64;
+    thread::scope(|scope| {
+        let senders: Vec<_> = streams
+            .iter()
+            .map(|&(end, to)| scope.spawn(move || end.send(to, part, time)))
+            .collect();
+        let sent = senders.into_iter().map(|s| s.join().map_err(|_| "a sender panicked")?);
+        sent.sum()
+    })
 }
 
 /// One thing to send, again and again, in batches: a call for each would make the tool the limit.
@@ -185,9 +202,10 @@ pub(super) fn serve(size: usize, gso: bool, remote: bool) -> Res<()> {
             }
             ["count"] => end.count().to_string(),
             ["send", rate, ms] => {
-                let to = end.peer().ok_or("the client has not greeted")?;
+                let peers = end.peers();
+                let streams: Vec<_> = peers.iter().map(|&to| (&*end, to)).collect();
                 let time = Duration::from_millis(super::number(ms)?);
-                end.send(to, super::number(rate)?, time)?.to_string()
+                send_all(&streams, super::number(rate)?, time)?.to_string()
             }
             _ => return Err(format!("control: {line:?}")),
         };
@@ -197,7 +215,8 @@ pub(super) fn serve(size: usize, gso: bool, remote: bool) -> Res<()> {
 
 /// What the client holds.
 struct Client {
-    end: Arc<End>,
+    /// One for each stream.
+    ends: Vec<Arc<End>>,
     to: SocketAddr,
     lines: BufReader<TcpStream>,
     /// The datagrams go to the server.
@@ -239,16 +258,21 @@ impl Client {
     fn probe(&mut self, rate: f64) -> Res<Probe> {
         let sent = if self.sends {
             self.ask("zero")?;
-            self.end.send(self.to, rate, self.time)?
+            let streams: Vec<_> = self.ends.iter().map(|end| (&**end, self.to)).collect();
+            send_all(&streams, rate, self.time)?
         } else {
-            self.end.received.store(0, Ordering::Relaxed);
+            self.ends.iter().for_each(|end| end.received.store(0, Ordering::Relaxed));
             self.ask(&format!("send {rate} {}", self.time.as_millis()))?
         };
         // Until nothing more comes: a queue in between is no loss.
         let mut came = 0;
         for _ in 0..20 {
             thread::sleep(Duration::from_millis(100));
-            let now = if self.sends { self.ask("count")? } else { self.end.count() };
+            let now = if self.sends {
+                self.ask("count")?
+            } else {
+                self.ends.iter().map(|end| end.count()).sum()
+            };
             if now == came {
                 break;
             }
@@ -263,16 +287,17 @@ impl Client {
 pub(super) fn bisect(
     at: &str,
     (size, gso, remote): (usize, bool, bool),
+    streams: usize,
     sends: bool,
     ms: u64,
 ) -> Res<Value> {
-    let end = End::new(0, size, gso, remote)?;
+    let ends = (0..streams).map(|_| End::new(0, size, gso, remote)).collect::<Res<_>>()?;
     let to: SocketAddr = format!("{at}:{PORT}").parse().context("address")?;
     let control = TcpStream::connect(to).context("connect")?;
     control.set_nodelay(true).context("TCP_NODELAY")?;
     let mut client =
-        Client { end, to, lines: BufReader::new(control), sends, time: Duration::from_millis(ms) };
-    greet(&client)?;
+        Client { ends, to, lines: BufReader::new(control), sends, time: Duration::from_millis(ms) };
+    client.ends.iter().try_for_each(|end| greet(end, to))?;
     let mut probes = 0;
     let best = search(|rate| {
         probes += 1;
@@ -289,11 +314,11 @@ pub(super) fn bisect(
 }
 
 /// Opens the mapping, and makes sure that datagrams pass both ways.
-fn greet(client: &Client) -> Res<()> {
+fn greet(end: &End, to: SocketAddr) -> Res<()> {
     for _ in 0..20 {
-        client.end.socket.send_to(b"?", client.to).context("greet")?;
+        end.socket.send_to(b"?", to).context("greet")?;
         thread::sleep(Duration::from_millis(50));
-        if client.end.peer().is_some() {
+        if !end.peers().is_empty() {
             return Ok(());
         }
     }

@@ -40,9 +40,10 @@ pub(crate) fn run(args: &[OsString]) -> Res<()> {
         ["udp-server", size, gso, place] => {
             flood::serve(number(size)?, *gso == "gso", *place == "remote")
         }
-        ["udp", at, size, gso, place, sender, ms] => {
+        ["udp", at, size, gso, place, streams, sender, ms] => {
             let end = (number(size)?, *gso == "gso", *place == "remote");
-            say(&flood::bisect(at, end, *sender == "client", number(ms)?)?)
+            let streams = number(streams)?;
+            say(&flood::bisect(at, end, streams, *sender == "client", number(ms)?)?)
         }
         ["stall-server"] => nuisance::serve(),
         ["stall", at, sender] => nuisance::stall(at, *sender == "client"),
