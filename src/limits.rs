@@ -71,6 +71,14 @@ pub const PLACE_GAP: u32 = 2;
 /// worth the way.
 pub const PLACE_RATE: u32 = 64;
 
+/// Connections of the guest that may be under way at once by a worker: credits, of which one that comes to nothing costs
+/// [`OPENING_FAILED`].
+pub const OPENINGS_MOST: u32 = 4096;
+/// See [`OPENINGS_MOST`].
+pub const OPENING_FAILED: u32 = 8;
+/// Credits that come back in a second. A thousand refused connections cost a worker about a twentieth of it.
+pub const OPENINGS_RATE: u32 = 8000;
+
 /// Flows of all kinds one worker keeps; each holds one descriptor of the process, whose limit all
 /// workers share.
 pub const FLOWS_MAX: u32 = 1 << 16;

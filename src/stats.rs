@@ -48,6 +48,8 @@ pub enum Drop {
     HandOverFull,
     /// A frame that was handed over, and whose flow is with a third worker by now.
     Misplaced,
+    /// A SYN, while too many before it have come to nothing.
+    TooManyOpenings,
 }
 
 impl Drop {
@@ -74,11 +76,12 @@ impl Drop {
         Self::Draining,
         Self::HandOverFull,
         Self::Misplaced,
+        Self::TooManyOpenings,
     ];
 }
 
 /// Number of [`Drop`] reasons.
-pub const DROPS: usize = Drop::Misplaced as usize + 1;
+pub const DROPS: usize = Drop::TooManyOpenings as usize + 1;
 
 /// What one worker has done since it started.
 #[derive(Clone, Copy, Debug, Default)]

@@ -136,7 +136,12 @@ impl Stack {
             self.hand_over(worker, slot);
             return None;
         }
+        if !self.openings.take(now) {
+            self.stats.drop(Drop::TooManyOpenings);
+            return None;
+        }
         if policy::is_dns(&self.net, &key.host()) {
+            let mut ctx = ctx!(self, now);
             self.dns.note_use(&mut ctx);
         }
         self.make_room(now);

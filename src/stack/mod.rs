@@ -36,6 +36,7 @@ pub mod gateway;
 mod ingress;
 mod ndp;
 mod neighbours;
+mod openings;
 pub mod policy;
 pub mod reassembly;
 #[cfg(test)]
@@ -62,6 +63,7 @@ use crate::time::Time;
 use descriptors::{Descriptors, Share, Taken};
 use directory::Seat;
 use dns::DnsFlow;
+use openings::Openings;
 
 /// One entry of the flow table.
 #[derive(Debug)]
@@ -116,6 +118,8 @@ pub struct Stack {
     late: VecDeque<(Time, FlowId)>,
     /// TCP flows with something on its way from the guest to the host.
     undrained: u32,
+    /// What connections of the guest may cost.
+    openings: Openings,
     gateway: gateway::Gateway,
     dhcp: dhcp::Dhcp,
     dns: dns::Dns,
@@ -181,6 +185,7 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             late: VecDeque::with_capacity(256),
             undrained: 0,
+            openings: Openings::new(now),
             secret,
             draining: false,
             seat: None,
@@ -516,7 +521,12 @@ impl Stack {
         {
             self.late.push_back((since, id));
         }
-        let undrained = !matches!(next, Next::Close { .. }) && !flow.drained();
+        let ends = matches!(next, Next::Close { .. });
+        if flow.in_debt && (ends || flow.is_open()) {
+            flow.in_debt = false;
+            if flow.is_open() { self.openings.give() } else { self.openings.failed() }
+        }
+        let undrained = !ends && !flow.drained();
         if undrained != std::mem::replace(&mut flow.undrained, undrained) {
             self.undrained =
                 if undrained { self.undrained + 1 } else { self.undrained.saturating_sub(1) };

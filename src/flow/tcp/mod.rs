@@ -79,6 +79,8 @@ pub struct TcpFlow {
     slow: bool,
     /// Whether the stack counts the flow among those with data on its way to the host.
     pub undrained: bool,
+    /// Whether the guest has opened it and has a credit back when that works. Kept by the stack.
+    pub in_debt: bool,
     to_host: ToHost,
     to_guest: ToGuest,
     /// When the guest was last heard or data last came from the host.
@@ -147,6 +149,7 @@ impl TcpFlow {
             late: false,
             slow: false,
             undrained: false,
+            in_debt: true,
             to_host: ToHost::new(syn.seq.wrapping_add(1), syn.scale.map(|_| WINDOW_SCALE)),
             to_guest: ToGuest::new(iss, syn.scale.unwrap_or(0), syn),
             active: ctx.now,
@@ -158,6 +161,11 @@ impl TcpFlow {
     /// Whether the host socket still connects, and the guest still wants it.
     pub fn is_connecting(&self) -> bool {
         self.phase == Phase::Connecting
+    }
+
+    /// Whether the handshake with the guest is over, and the connection is not.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
     }
 
     /// Connect attempts so far that failed; counts one more.

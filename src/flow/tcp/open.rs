@@ -18,6 +18,7 @@ impl TcpFlow {
         let iss = initial_number(ctx, key, secret);
         Self {
             phase: Phase::Asking,
+            in_debt: false,
             to_host: ToHost::new(0, None),
             to_guest: ToGuest::opening(iss),
             ..Self::new(ctx, key, [0; 6], &Segment::default(), secret)
