@@ -4,9 +4,9 @@
 //!
 //! What a datagram costs, it costs once per frame: a write, and a walk through the guest's network stack up to
 //! its socket, where a frame of a run (`VIRTIO_NET_HDR_GSO_UDP_L4`) is cut, or not at all if the program has asked for
-//! `UDP_GRO`. The host's kernel coalesces datagrams only where its device does; here those are
-//! that come from one peer in one turn. Each joins the newest frame of its mapping that still waits to be written, if the
-//! [headers are the same](Delivery::takes) and the [lengths fit](Lengths), and begins a frame otherwise.
+//! `UDP_GRO`. The host's kernel coalesces datagrams only where its device does, so those that come from one peer in one turn
+//! are joined here: each with the newest frame of its mapping that still waits to be written, if the
+//! [headers are the same](Delivery::takes) and the [lengths fit](Lengths); otherwise it begins a frame.
 //!
 //! * **Order:** only the newest frame of a mapping takes more.
 //! * **Latency:** none, frames are written at the turn's end in any case.
