@@ -238,6 +238,17 @@ pub(crate) fn fragment_v6(
     ipv6(src, dst, 44, 64, &header)
 }
 
+/// A TCP segment without payload, options and checksum, and with a window of 65535.
+pub(crate) fn segment(from: SocketAddr, to: SocketAddr, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
+    let mut tcp = vec![];
+    tcp.extend(from.port().to_be_bytes());
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend(seq.to_be_bytes());
+    tcp.extend(ack.to_be_bytes());
+    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    ip(from.ip(), to.ip(), 6, &tcp)
+}
+
 /// A UDP datagram with a finished checksum.
 pub(crate) fn udp(src: SocketAddr, dst: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let pair = Pair::new(src.ip(), dst.ip()).unwrap();

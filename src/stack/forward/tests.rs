@@ -117,17 +117,6 @@ fn syn(frame: &[u8]) -> (SocketAddr, SocketAddr, u32, Mac) {
     (SocketAddr::new(ip.src, port(0)), SocketAddr::new(ip.dst, port(2)), seq, to)
 }
 
-/// A segment of the guest.
-fn segment(from: SocketAddr, to: SocketAddr, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
-    let mut tcp = vec![];
-    tcp.extend(from.port().to_be_bytes());
-    tcp.extend(to.port().to_be_bytes());
-    tcp.extend(seq.to_be_bytes());
-    tcp.extend(ack.to_be_bytes());
-    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    ip(from.ip(), to.ip(), 6, &tcp)
-}
-
 /// What became of a connection: closed with a RST?
 fn closed(bed: &mut Bed) -> Option<(FlowId, bool)> {
     let mut found = None;

@@ -66,25 +66,17 @@ fn those_that_fail_later_are_a_debt() {
     assert_eq!(taken(&mut openings, now + Millis(debt + 1)), OPENINGS_RATE / 1000);
 }
 
-/// The guest's port as a number, and a segment from it.
-fn segment(from: u16, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
-    let (from, to) = (SocketAddr::new(GUEST.into(), from), server());
-    let mut tcp = vec![];
-    tcp.extend(from.port().to_be_bytes());
-    tcp.extend(to.port().to_be_bytes());
-    tcp.extend(seq.to_be_bytes());
-    tcp.extend(ack.to_be_bytes());
-    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    ip(from.ip(), to.ip(), 6, &tcp)
-}
-
 fn server() -> SocketAddr {
     SocketAddr::from(([198, 51, 100, 7], 80))
 }
 
+fn guest(port: u16) -> SocketAddr {
+    SocketAddr::new(GUEST.into(), port)
+}
+
 /// Sends a SYN; the flow that it opens.
 fn open(bed: &mut Bed, port: u16) -> Option<FlowId> {
-    bed.send(&segment(port, 100, 0, 0x02));
+    bed.send(&segment(guest(port), server(), 100, 0, 0x02));
     match bed.actions().as_slice() {
         [] => None,
         [Action::TcpConnect { flow, .. }] => Some(*flow),
@@ -133,10 +125,10 @@ fn connections_that_work_are_not_held_up() {
         let (_, tcp) = transport(slot.bytes());
         let iss = u32::from_be_bytes(tcp[4..8].try_into().unwrap());
         drop(answer);
-        bed.send(&segment(port, 101, iss.wrapping_add(1), 0x10));
+        bed.send(&segment(guest(port), server(), 101, iss.wrapping_add(1), 0x10));
         drop(bed.actions());
         // And away it goes.
-        bed.send(&segment(port, 101, iss.wrapping_add(1), 0x04));
+        bed.send(&segment(guest(port), server(), 101, iss.wrapping_add(1), 0x04));
         assert!(bed.actions().iter().any(|a| matches!(a, Action::Close { .. })), "{i}");
         bed.stack.handle_event(Event::Closed { flow }, bed.now);
     }
@@ -150,7 +142,7 @@ fn a_handshake_that_the_guest_breaks_off_is_a_failure() {
     while let Some(flow) = open(&mut bed, 9) {
         opened += 1;
         drop(connected(&mut bed, flow, Ok(())));
-        bed.send(&segment(9, 101, 0, 0x04));
+        bed.send(&segment(guest(9), server(), 101, 0, 0x04));
         assert!(bed.actions().iter().any(|a| matches!(a, Action::Close { .. })));
         bed.stack.handle_event(Event::Closed { flow }, bed.now);
     }

@@ -189,6 +189,14 @@ impl Bed {
         panic!("the server heard nothing");
     }
 
+    /// A server that the guest has sent to, and where it sees the guest.
+    fn mapping(&mut self, addr: &str) -> (UdpSocket, SocketAddr) {
+        let server = self.server(addr);
+        self.send(addr, port(&server), b"x", 0);
+        let (_, mapping) = self.hear(&server, &mut [0; 10]);
+        (server, mapping)
+    }
+
     fn server(&self, addr: &str) -> UdpSocket {
         let socket = UdpSocket::bind((addr.parse::<IpAddr>().unwrap(), 0)).unwrap();
         socket.set_nonblocking(true).unwrap();
@@ -375,9 +383,7 @@ fn closing_gives_everything_back() {
 #[test]
 fn a_burst_beyond_the_buffers_is_not_lost() {
     let Some(mut bed) = Bed::new() else { return };
-    let server = bed.server(V4.1);
-    bed.send(V4.1, port(&server), b"x", 0);
-    let (_, mapping) = bed.hear(&server, &mut [0; 10]);
+    let (server, mapping) = bed.mapping(V4.1);
     for i in 0..200u8 {
         server.send_to(&vec![i; usize::from(i)], mapping).unwrap();
     }
@@ -519,9 +525,7 @@ fn a_run_from_the_host_is_one_frame() {
     let Some(mut bed) = Bed::new() else { return };
     let mut bytes = vec![0; SLOT_BYTES];
     for (_, host) in [V4, V6] {
-        let server = bed.server(host);
-        bed.send(host, port(&server), b"x", 0);
-        let (_, mapping) = bed.hear(&server, &mut [0; 10]);
+        let (server, mapping) = bed.mapping(host);
         set(server.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 1000).unwrap();
         for len in [64_000, 1001, 1000, 3] {
             let payload: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
@@ -539,9 +543,7 @@ fn datagrams_that_came_one_by_one_are_one_frame() {
     let Some(mut bed) = Bed::new() else { return };
     let mut bytes = vec![0; SLOT_BYTES];
     for (_, host) in [V4, V6] {
-        let server = bed.server(host);
-        bed.send(host, port(&server), b"x", 0);
-        let (_, mapping) = bed.hear(&server, &mut [0; 10]);
+        let (server, mapping) = bed.mapping(host);
         let sent: Vec<Vec<u8>> = (0..20u8).map(|i| vec![i; if i < 19 { 900 } else { 7 }]).collect();
         for datagram in &sent {
             server.send_to(datagram, mapping).unwrap();
