@@ -153,10 +153,12 @@ impl Stack {
                 Some(id)
             }
             Err(Refused::Away(worker)) => {
+                self.openings.give();
                 self.hand_over(worker, slot);
                 None
             }
             Err(Refused::Full) => {
+                self.openings.give();
                 let mut ctx = ctx!(self, now);
                 ctx.stats.drop(Drop::FlowTableFull);
                 tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
