@@ -5,10 +5,12 @@
 //! A SYN is the guest's dearest frame: it takes a socket, a walk through the host's network stack to whoever refuses it, and
 //! a second one to end it. A guest that sends them as fast as it can (a scan, a flood, a program that tries again
 //! at once) would have the worker's time, and the other flows would lack it. So each SYN that opens a flow takes a
-//! credit, which comes back when the handshake with the guest is over. Connections that work are never held up by this,
-//! however many there are in a second, and [`OPENINGS_MOST`] may be under way at once. Those that come to nothing do not only keep their credit,
+//! credit, which comes back when the handshake with the guest is over. Connections that work do not use it up,
+//! however many there are in a second. Those that come to nothing do not only keep their credit,
 //! but cost [`OPENING_FAILED`] of them; time brings new ones ([`OPENINGS_RATE`]). Without one a SYN is dropped, and the guest's kernel sends
 //! it again after a second, as it does when a server's backlog is full.
+//!
+//! The credit is one for all of a worker's programs: while one uses it up, new connections of the others are dropped as well.
 
 use crate::limits::{OPENING_FAILED, OPENINGS_MOST, OPENINGS_RATE};
 use crate::time::Time;

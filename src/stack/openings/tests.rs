@@ -110,7 +110,6 @@ fn a_flood_of_refused_ones_is_had_at_a_rate() {
     assert_eq!(flood(0), OPENINGS_MOST / OPENING_FAILED);
     assert_eq!(flood(100), FAILURES / 10);
     assert_eq!(flood(0), 0);
-    // A connection that is there goes on; see the next test for those to come.
     assert_eq!((bed.stack.stats().flows, bed.lent()), (0, 0));
 }
 
