@@ -50,7 +50,8 @@ impl Openings {
 
     /// One has come to nothing.
     pub(super) fn failed(&mut self) {
-        self.left -= i64::from(OPENING_FAILED - 1);
+        // Many that fail together must not stop new ones for longer than this takes to come back.
+        self.left = (self.left - i64::from(OPENING_FAILED - 1)).max(-MOST);
     }
 }
 

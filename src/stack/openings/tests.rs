@@ -61,7 +61,8 @@ fn those_that_fail_later_are_a_debt() {
     let mut openings = Openings::new(now);
     let begun = taken(&mut openings, now);
     (0..begun).for_each(|_| openings.failed());
-    let debt = u64::from(begun * (OPENING_FAILED - 1) * 1000 / OPENINGS_RATE);
+    // As much as there was, and no more.
+    let debt = u64::from(OPENINGS_MOST * 1000 / OPENINGS_RATE);
     assert_eq!(taken(&mut openings, now + Millis(debt)), 0);
     assert_eq!(taken(&mut openings, now + Millis(debt + 1)), OPENINGS_RATE / 1000);
 }
