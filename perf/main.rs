@@ -233,11 +233,14 @@ fn check() -> Res<()> {
     if failed == 0 { Ok(()) } else { Err(format!("{failed} cells failed")) }
 }
 
+/// Datagrams, with tries as short as can be.
+fn udp(size: u32, gso: bool, streams: u32, direction: Direction) -> Load {
+    Load::Udp { size, gso, streams, direction, probe_ms: 20 }
+}
+
 /// Each load, as short as can be.
 fn brief(forwarder: &Forwarder) -> Vec<Load> {
     let tcp = |direction, ip| Load::Tcp { streams: 1, secs: 1, direction, ip, delay_ms: 0 };
-    let udp =
-        |size, gso, streams, direction| Load::Udp { size, gso, streams, direction, probe_ms: 20 };
     let rr = |udp| Load::Rr { udp, request: 64, reply: 1024, ms: 200 };
     let mut loads = match forwarder {
         Forwarder::DirectSystem => vec![tcp(Direction::Up, 4)],
@@ -269,8 +272,6 @@ fn brief(forwarder: &Forwarder) -> Vec<Load> {
 
 /// The same by forwarded ports.
 fn brief_inbound(forwarder: &Forwarder) -> Vec<Load> {
-    let udp =
-        |size, gso, streams, direction| Load::Udp { size, gso, streams, direction, probe_ms: 20 };
     let direction = Direction::Both;
     match forwarder.label() {
         "direct" | "ringtap" => vec![

@@ -203,6 +203,9 @@ pub(super) fn serve(size: usize, gso: bool, remote: bool) -> Res<()> {
             ["count"] => end.count().to_string(),
             ["send", rate, ms] => {
                 let peers = end.peers();
+                if peers.is_empty() {
+                    return Err("the client has not greeted".into());
+                }
                 let streams: Vec<_> = peers.iter().map(|&to| (&*end, to)).collect();
                 let time = Duration::from_millis(super::number(ms)?);
                 send_all(&streams, super::number(rate)?, time)?.to_string()
