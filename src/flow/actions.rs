@@ -12,7 +12,7 @@ pub struct Actions {
     queue: VecDeque<Waiting>,
     /// How many have been taken, so that a place says the same as long as its action waits.
     taken: u64,
-    /// Every datagram to the guest has a frame of its own.
+    /// No datagrams are joined.
     alone: bool,
 }
 
@@ -34,7 +34,7 @@ impl Actions {
         Self { queue: VecDeque::with_capacity(256), ..Self::default() }
     }
 
-    /// From now on each datagram has a frame of its own.
+    /// From now on no datagrams are joined.
     pub fn keep_datagrams_alone(&mut self) {
         self.alone = true;
     }

@@ -24,7 +24,9 @@ pub struct Delivery {
     /// Payload bytes of each datagram of a run that came as one; or 0.
     segment: u16,
     lengths: Lengths,
-    payload: Chain,
+    first: Slot,
+    /// The payload of those behind it.
+    rest: Chain,
 }
 
 /// What the datagrams of a frame have in common.
@@ -43,9 +45,7 @@ impl Delivery {
     /// slot and stays as it is.
     pub fn new(head: Head, slot: Slot, segment: u16, most: usize) -> Self {
         let lengths = Lengths::new(slot.len(), if segment == 0 { most } else { 0 });
-        let mut payload = Chain::new();
-        payload.push_back(slot);
-        Self { head, segment, lengths, payload }
+        Self { head, segment, lengths, first: slot, rest: Chain::new() }
     }
 
     /// Adds a datagram if it can be in this frame, and gives it back otherwise.
@@ -56,22 +56,20 @@ impl Delivery {
         if segment != 0 || *head != self.head || !self.lengths.takes(slot.len()) {
             return Err(slot);
         }
-        self.payload.push_back(slot);
+        self.rest.push_back(slot);
         Ok(())
     }
 
     /// The frame, to be written.
     pub(super) fn into_action(self) -> Action {
-        let Self { head, segment, lengths, mut payload } = self;
+        let Self { head, segment, lengths, first: mut slot, rest: mut chain } = self;
         let segment = lengths.segment().unwrap_or(segment);
-        let rest = payload.bytes();
-        let Some(mut slot) = payload.pop_front() else { return Action::TapRun { chain: payload } };
-        let rest = rest as usize - slot.len();
+        let rest = chain.bytes() as usize;
         build::udp_before(&mut slot, rest, &head.out, head.from, head.to, segment);
-        if payload.is_empty() {
+        if chain.is_empty() {
             return Action::TapWrite { slot, keep: None };
         }
-        payload.push_front(slot);
-        Action::TapRun { chain: payload }
+        chain.push_front(slot);
+        Action::TapRun { chain }
     }
 }
