@@ -71,13 +71,19 @@ pub const PLACE_GAP: u32 = 2;
 /// worth the way.
 pub const PLACE_RATE: u32 = 64;
 
-/// Connections of the guest that may be under way at once by a worker: credits, of which one that comes to nothing costs
-/// [`OPENING_FAILED`].
-pub const OPENINGS_MOST: u32 = 4096;
-/// See [`OPENINGS_MOST`].
-pub const OPENING_FAILED: u32 = 8;
-/// Credits that come back in a second. A thousand refused connections cost a worker about a twentieth of it.
-pub const OPENINGS_RATE: u32 = 8000;
+/// Connections of the guest by a worker to one host address that may come to nothing at once, or be under way. Not more
+/// may be begun until they work; where the last one worked, [`OPENINGS_MOST`] may.
+pub const OPENINGS_ADDRESS_MOST: u32 = 1024;
+/// How often time brings one more.
+pub const OPENINGS_ADDRESS_EVERY: Millis = Millis(2);
+/// The same to all addresses.
+pub const OPENINGS_MOST: u32 = 2048;
+/// See [`OPENINGS_MOST`]. A thousand refused connections cost a worker about a twentieth of a second.
+pub const OPENINGS_EVERY: Millis = Millis(1);
+/// Places for host addresses, each with its own count.
+pub const OPENINGS_ADDRESSES: usize = 256;
+/// Places for host endpoints to which the last connection worked.
+pub const OPENINGS_PROVEN: usize = 1024;
 
 /// Flows of all kinds one worker keeps; each holds one descriptor of the process, whose limit all
 /// workers share.

@@ -28,6 +28,7 @@ pub mod lengths;
 pub mod local;
 pub mod peers;
 pub mod ping;
+pub mod openings;
 mod places;
 pub mod table;
 pub mod tcp;

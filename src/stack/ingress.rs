@@ -136,32 +136,33 @@ impl Stack {
             self.hand_over(worker, slot);
             return None;
         }
-        if !self.openings.take(now) {
+        let Some(lender) = self.openings.take(&key, now) else {
             self.stats.drop(Drop::TooManyOpenings);
             return None;
-        }
+        };
         if policy::is_dns(&self.net, &key.host()) {
             let mut ctx = ctx!(self, now);
             self.dns.note_use(&mut ctx);
         }
         self.make_room(now);
         let mut ctx = ctx!(self, now);
-        let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
+        let mut flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
+        flow.lender = Some(lender);
         match self.insert(key, Flow::Tcp(flow)) {
             Ok(id) => {
                 self.actions.push(Action::TcpConnect { flow: id, to });
                 Some(id)
             }
-            Err(Refused::Away(worker)) => {
-                self.openings.give();
-                self.hand_over(worker, slot);
-                None
-            }
-            Err(Refused::Full) => {
-                self.openings.give();
-                let mut ctx = ctx!(self, now);
-                ctx.stats.drop(Drop::FlowTableFull);
-                tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
+            Err(refused) => {
+                self.openings.give(&key, lender);
+                match refused {
+                    Refused::Away(worker) => self.hand_over(worker, slot),
+                    Refused::Full => {
+                        let mut ctx = ctx!(self, now);
+                        ctx.stats.drop(Drop::FlowTableFull);
+                        tcp::reset_unknown(&mut ctx, parsed.eth_src, &key, segment);
+                    }
+                }
                 None
             }
         }
@@ -385,3 +386,6 @@ impl Stack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,6 @@ pub mod gateway;
 mod ingress;
 mod ndp;
 mod neighbours;
-mod openings;
 pub mod policy;
 pub mod reassembly;
 #[cfg(test)]
@@ -49,6 +48,7 @@ use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
+use crate::flow::openings::Openings;
 use crate::flow::peers::{Room, Via};
 use crate::flow::ping::PingFlow;
 use crate::flow::table::{Full, Table};
@@ -63,7 +63,6 @@ use crate::time::Time;
 use descriptors::{Descriptors, Share, Taken};
 use directory::Seat;
 use dns::DnsFlow;
-use openings::Openings;
 
 /// One entry of the flow table.
 #[derive(Debug)]
@@ -185,7 +184,7 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             late: VecDeque::with_capacity(256),
             undrained: 0,
-            openings: Openings::new(now),
+            openings: Openings::new(secret, now),
             secret,
             draining: false,
             seat: None,
@@ -522,9 +521,12 @@ impl Stack {
             self.late.push_back((since, id));
         }
         let ends = matches!(next, Next::Close { .. });
-        if flow.in_debt && (ends || flow.is_open()) {
-            flow.in_debt = false;
-            if flow.is_open() { self.openings.give() } else { self.openings.failed() }
+        if flow.has_opened() {
+            if let Some(lender) = flow.lender.take() {
+                self.openings.worked(key, lender);
+            }
+        } else if ends && flow.lender.is_some() {
+            self.openings.failed(key);
         }
         let undrained = !ends && !flow.drained();
         if undrained != std::mem::replace(&mut flow.undrained, undrained) {

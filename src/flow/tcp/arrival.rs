@@ -77,6 +77,7 @@ impl TcpFlow {
                 return ctx.stats.drop(Drop::OutOfWindow);
             }
             self.phase = Phase::Open;
+            self.opened = true;
         }
         self.heard(ctx.now);
         if !self.to_guest.acknowledge(ctx, segment, ack, slot.len()) {

@@ -43,6 +43,7 @@ use smoltcp::wire::TcpControl;
 
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
+use super::openings::Lender;
 use super::{Action, Ctx, Errno, FlowId, Next};
 use crate::frame::Mac;
 use crate::limits::{
@@ -79,8 +80,10 @@ pub struct TcpFlow {
     slow: bool,
     /// Whether the stack counts the flow among those with data on its way to the host.
     pub undrained: bool,
-    /// Whether the guest has opened it and has a credit back when that works. Kept by the stack.
-    pub in_debt: bool,
+    /// Who has a credit back when the connection works. Kept by the stack.
+    pub lender: Option<Lender>,
+    /// Whether the handshake with the guest was ever over.
+    opened: bool,
     to_host: ToHost,
     to_guest: ToGuest,
     /// When the guest was last heard or data last came from the host.
@@ -149,7 +152,8 @@ impl TcpFlow {
             late: false,
             slow: false,
             undrained: false,
-            in_debt: true,
+            lender: None,
+            opened: false,
             to_host: ToHost::new(syn.seq.wrapping_add(1), syn.scale.map(|_| WINDOW_SCALE)),
             to_guest: ToGuest::new(iss, syn.scale.unwrap_or(0), syn),
             active: ctx.now,
@@ -163,9 +167,9 @@ impl TcpFlow {
         self.phase == Phase::Connecting
     }
 
-    /// Whether the handshake with the guest is over, and the connection is not.
-    pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
+    /// Whether the handshake with the guest is over, and perhaps the connection by now.
+    pub fn has_opened(&self) -> bool {
+        self.opened
     }
 
     /// Connect attempts so far that failed; counts one more.

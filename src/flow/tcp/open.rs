@@ -18,7 +18,6 @@ impl TcpFlow {
         let iss = initial_number(ctx, key, secret);
         Self {
             phase: Phase::Asking,
-            in_debt: false,
             to_host: ToHost::new(0, None),
             to_guest: ToGuest::opening(iss),
             ..Self::new(ctx, key, [0; 6], &Segment::default(), secret)
@@ -69,6 +68,7 @@ impl TcpFlow {
                 self.to_host = ToHost::new(segment.seq.wrapping_add(1), scale);
                 self.to_guest.opened(segment);
                 self.phase = Phase::Open;
+                self.opened = true;
                 self.ack_owed = true;
                 self.heard(ctx.now);
             }
