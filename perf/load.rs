@@ -186,6 +186,8 @@ impl Load {
                         GBPS,
                         figure("gbps_alone", "alone", 1.0, true),
                         figure("gbps_after", "after", 1.0, true),
+                        figure("late_percent", "% of visits late", 1.0, false),
+                        figure("visits", "visits", 1.0, true),
                         PEAK,
                     ]
                 }

@@ -12,6 +12,10 @@ use crate::{Context, Res, proc};
 
 /// The longest wait for one connection, or one reply of a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two visits: few beside any bulk.
+const VISIT_EVERY: Duration = Duration::from_millis(20);
+/// A visit that takes longer has lost its SYN, which Linux sends again after a second.
+const LATE: Duration = Duration::from_millis(500);
 /// After how long a datagram's reply is taken for lost.
 const LOST_AFTER: Duration = Duration::from_millis(200);
 /// Within which time a holder opens what it can.
@@ -155,6 +159,22 @@ pub(super) fn hold(at: &str, count: usize) -> Res<()> {
     loop {
         thread::park();
     }
+}
+
+/// Opens connections, one after the other, each closed at once. Figures: `visits`, and `late_percent`, the share of them
+/// that took long or failed.
+pub(super) fn visit(at: &str, ms: u64) -> Res<Value> {
+    let (mut visits, mut late) = (0u32, 0u32);
+    let end = proc::now() + Duration::from_millis(ms);
+    while proc::now() < end {
+        let begin = proc::now();
+        let failed = connect(at, PORT).is_err();
+        visits += 1;
+        late += u32::from(failed || begin.elapsed() > LATE);
+        thread::sleep(VISIT_EVERY);
+    }
+    let late_percent = f64::from(late) / f64::from(visits.max(1)) * 100.0;
+    Ok(json!({ "visits": visits, "late_percent": late_percent }))
 }
 
 fn connect(at: &str, port: u16) -> Res<TcpStream> {

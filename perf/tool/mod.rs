@@ -36,6 +36,7 @@ pub(crate) fn run(args: &[OsString]) -> Res<()> {
             say(&echo::udp_rr(at, number(request)?, number(reply)?, number(ms)?)?)
         }
         ["crr", at, ms] => say(&echo::crr(at, number(ms)?)?),
+        ["visit", at, ms] => say(&echo::visit(at, number(ms)?)?),
         ["hold", at, count] => echo::hold(at, number(count)?),
         ["udp-server", size, gso, place] => {
             flood::serve(number(size)?, *gso == "gso", *place == "remote")
