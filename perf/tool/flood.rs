@@ -1,7 +1,7 @@
 //! Datagrams: the highest offered rate of which at most 1% is lost.
 //!
 //! The client asks over a TCP connection of its own through the same forwarder, silent while datagrams
-//! fly. `zero` forgets what came, `count` tells it (bytes), `send RATE MS` sends to the client and tells
+//! fly. `zero` forgets what came, `count` tells it, `send RATE MS STREAMS` sends to the client and tells
 //! how many. Datagrams of a run have one size, so that bytes count them, however the kernel has joined
 //! them (UDP_GRO). Several streams are as many sockets of the client's, each with a thread that sends from it or to it.
 
@@ -201,10 +201,12 @@ pub(super) fn serve(size: usize, gso: bool, remote: bool) -> Res<()> {
                 "0".into()
             }
             ["count"] => end.count().to_string(),
-            ["send", rate, ms] => {
+            ["send", rate, ms, streams] => {
                 let peers = end.peers();
-                if peers.is_empty() {
-                    return Err("the client has not greeted".into());
+                let streams: usize = super::number(streams)?;
+                // Else a part of it would go to nobody, and count as lost.
+                if peers.len() != streams {
+                    return Err(format!("{} endpoints greeted for {streams} streams", peers.len()));
                 }
                 let streams: Vec<_> = peers.iter().map(|&to| (&*end, to)).collect();
                 let time = Duration::from_millis(super::number(ms)?);
@@ -265,7 +267,8 @@ impl Client {
             send_all(&streams, rate, self.time)?
         } else {
             self.ends.iter().for_each(|end| end.received.store(0, Ordering::Relaxed));
-            self.ask(&format!("send {rate} {}", self.time.as_millis()))?
+            let (ms, streams) = (self.time.as_millis(), self.ends.len());
+            self.ask(&format!("send {rate} {ms} {streams}"))?
         };
         // Until nothing more comes: a queue in between is no loss.
         let mut came = 0;

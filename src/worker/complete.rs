@@ -80,7 +80,8 @@ impl Worker {
 
     pub(super) fn tap_written(&mut self, index: u32, result: i32) -> io::Result<()> {
         let Some(writing) = self.writes.take(index) else { return Ok(()) };
-        // More datagrams in one frame than this kernel takes: one by one then.
+        // More datagrams in one frame than this kernel takes: one by one then. Only the host joins so many; a run of
+        // ours has no more than every kernel takes.
         if let Writing::Frame(slot, _) = &writing
             && result == -libc::EINVAL
             && is_run(slot.bytes())
