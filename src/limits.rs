@@ -71,6 +71,27 @@ pub const PLACE_GAP: u32 = 2;
 /// worth the way.
 pub const PLACE_RATE: u32 = 64;
 
+/// A connection that carries so many bytes within [`BULK_WITHIN`] is one of those that make a worker busy.
+pub const BULK_BYTES: u32 = 8 << 20;
+/// See [`BULK_BYTES`].
+pub const BULK_WITHIN: Millis = Millis(250);
+/// Such connections that a worker knows of, at most.
+pub const BULK_MOST: usize = 64;
+/// One that did not for so long is none any more.
+pub const BULK_LAPSE: Millis = Millis(500);
+/// A worker that has this many more of them than another gives it one.
+pub const BULK_GAP: u32 = 2;
+/// It must have had them for so long, and have neither given nor got one for so long.
+pub const BULK_CALM: Millis = Millis(400);
+/// A connection that is to go stays if it is not at rest for longer.
+pub const MIGRATE_PATIENCE: Millis = Millis(100);
+/// Its guest must have been silent for so long: a thousand frames of others may be before its own in the queue.
+pub const MIGRATE_HUSH: Millis = Millis(20);
+/// It counts as silence only while the worker looks at least so often.
+pub const MIGRATE_HUSH_GAP: Millis = Millis(5);
+/// Connections on their way between workers, at most; each may have a window of bytes along.
+pub const MIGRANTS: usize = WORKERS_MAX;
+
 /// Connections of the guest by a worker to one host address that may come to nothing at once, or be under way. Not more
 /// may be begun until they work; where the last one worked, [`OPENINGS_MOST`] may.
 pub const OPENINGS_ADDRESS_MOST: u32 = 1024;
@@ -117,6 +138,8 @@ pub const CQ_ENTRIES: u32 = 8192;
 pub const TAP_SLOTS: u16 = 16;
 /// Large slots that the kernel holds for data from host sockets.
 pub const HOST_SLOTS: u16 = 8;
+/// What is left of the large slots for these reads when others want some.
+pub const SLOTS_FOR_READS: u32 = (TAP_SLOTS + HOST_SLOTS) as u32;
 /// Large slots that the kernel holds for datagrams from host sockets. A datagram takes one, however small, and
 /// touches no more of it than it fills; with few, each turn would end the receives and arm them again.
 pub const DGRAM_SLOTS: u16 = 32;

@@ -100,6 +100,8 @@ pub struct Stats {
     pub retransmits: u64,
     /// Frames handed over to another worker.
     pub handed_over: u64,
+    /// Connections given to another worker.
+    pub migrated: u64,
     /// Turns of the worker's loop.
     pub turns: u64,
     /// Flows at this moment.
@@ -130,6 +132,7 @@ impl Stats {
             copied_bytes,
             retransmits,
             handed_over,
+            migrated,
             turns,
             flows,
             drops,
@@ -141,6 +144,7 @@ impl Stats {
         self.copied_bytes += copied_bytes;
         self.retransmits += retransmits;
         self.handed_over += handed_over;
+        self.migrated += migrated;
         self.turns += turns;
         self.flows += flows;
         for (sum, count) in self.drops.iter_mut().zip(drops) {
@@ -155,7 +159,7 @@ impl fmt::Display for Stats {
         write!(
             f,
             "{} frames from the guest, {} to it; TCP: {} bytes to the host, {} to the guest, \
-             {} segments again; {} bytes copied; {} frames handed over; {} turns; {} flows left",
+             {} segments again; {} bytes copied; {} frames handed over; {} connections moved; {} turns; {} flows left",
             self.frames_from_guest,
             self.frames_to_guest,
             self.tcp_to_host,
@@ -163,6 +167,7 @@ impl fmt::Display for Stats {
             self.retransmits,
             self.copied_bytes,
             self.handed_over,
+            self.migrated,
             self.turns,
             self.flows,
         )?;

@@ -163,6 +163,14 @@ pub enum Action {
         /// What it does not say itself.
         about: Handed,
     },
+    /// Bring a TCP socket to rest: cancel what is in flight on it, but for a send, which ends by itself. What is cancelled is
+    /// answered by the events of what finds nothing (a receive: [`Received::NoBuffer`], a watch: [`Event::TcpHangup`] with `ECANCELED`). In
+    /// each turn from this one on ask what becomes of it: `Stack::leave` when nothing is in flight, `Stack::linger` otherwise,
+    /// and `Stack::stay` when the socket is closed. One at a time.
+    Migrate {
+        /// The flow.
+        flow: FlowId,
+    },
     /// A DNS query came: whoever watches resolv.conf may want to look. At most once a second.
     DnsUsed,
 }
@@ -248,7 +256,7 @@ pub enum Event {
     TcpHangup {
         /// The flow.
         flow: FlowId,
-        /// The socket's error; 0 when it has none (closed both ways).
+        /// The socket's error; 0 when it has none (closed both ways), `ECANCELED` when only the watch has ended.
         errno: Errno,
     },
     /// A datagram socket could not be made.

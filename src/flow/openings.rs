@@ -16,7 +16,7 @@
 //!   address leaves the connections to others alone. The addresses share a fixed number of places by keyed hash.
 //! - An endpoint (address and port) to which the last connection worked is *proven*; a connection to it takes its
 //!   credit from another purse, that of the proven ones. So a scan of many ports or of many addresses leaves alone whatever
-//!   the guest's programs have talked to lately. A failure ends the proof.
+//!   the guest's programs have talked to lately. It is proven until one is refused.
 //!
 //! What is left to a flood of many addresses: while it lasts, the first connection to an endpoint that no other has worked with.
 
@@ -131,7 +131,7 @@ impl Openings {
         *self.proof(hash) = Some(hash);
     }
 
-    /// A connection has come to nothing.
+    /// A connection has found nobody.
     pub fn failed(&mut self, key: &FlowKey) {
         let hash = self.endpoint(key);
         self.proof(hash).take_if(|proven| *proven == hash);

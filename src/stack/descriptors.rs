@@ -104,6 +104,15 @@ impl Share {
         }
     }
 
+    /// Holds one that was taken from what is common.
+    pub fn receive(&mut self, taken: Taken) {
+        self.held += 1;
+        if self.held > self.all.part {
+            // It stays taken, and is this share's to give back.
+            std::mem::forget(taken);
+        }
+    }
+
     /// How many more could be taken at this moment.
     pub fn room(&self) -> u32 {
         self.all.part.saturating_sub(self.held) + self.all.free()

@@ -22,6 +22,9 @@
 //! * A new connection may be placed ([`Seat::place`]): a worker that has some more than another hands the SYN to that one.
 //!   The hash alone puts four bulk streams on one of two queues in an eighth of all cases, and a TAP with one queue
 //!   brings every connection to its reader.
+//! * A connection that carries much may go to another worker later ([`balance`](super::balance)): its key is
+//!   [passed](Seat::pass) on before its [parcel](crate::flow::tcp::Parcel) is on its way. What comes for it to the one that has it by
+//!   the directory, before the parcel does, is dropped, as it is on a hand-over that loses.
 //! * Behind a single queue every frame of the guest comes by the first worker, which hands over what is for the others. They
 //!   write to the guest themselves, so this costs as much as the acknowledgements of what the host sends, and two more copies
 //!   of what the guest sends.
@@ -36,13 +39,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::flow::key::{FlowKey, Proto};
-use crate::limits::{PLACE_GAP, PLACE_RATE};
+use crate::limits::{BULK_LAPSE, BULK_MOST, PLACE_GAP, PLACE_RATE};
 use crate::time::Time;
 
 /// The worker that does what one has to do for all: leases, advertisements.
 pub const FIRST: u8 = 0;
 /// Parts of the map with a lock each.
 const SHARDS: usize = 16;
+/// Bits of a count of connections that carry much.
+const BULK_BITS: u32 = 8;
+const _: () = assert!(BULK_MOST < 1 << BULK_BITS);
 
 /// Owners of flows, by key.
 #[derive(Debug)]
@@ -52,6 +58,8 @@ pub struct Directory {
     loads: Vec<AtomicU32>,
     /// Connections placed lately: the second, and above it how many in that one.
     placed: AtomicU64,
+    /// Connections of each worker that carry much, and above that when it was said.
+    bulk: Vec<AtomicU64>,
     /// Neighbours that workers ask for, all together.
     asking: AtomicU32,
     /// What each worker has lost and does not know of yet.
@@ -74,6 +82,7 @@ impl Directory {
             shards: Default::default(),
             loads: (0..workers).map(|_| AtomicU32::new(0)).collect(),
             placed: AtomicU64::new(0),
+            bulk: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             asking: AtomicU32::new(0),
             lost: (0..workers).map(|_| Lost::default()).collect(),
             secret,
@@ -132,9 +141,56 @@ impl Seat {
         self.me == FIRST
     }
 
-    /// The other worker that has this flow.
+    /// The worker that has this flow.
     pub fn owner(&self, key: &FlowKey) -> Option<u8> {
-        self.directory.shard(key).get(key).copied().filter(|&owner| owner != self.me)
+        self.directory.shard(key).get(key).copied()
+    }
+
+    /// Makes a connection another worker's, or ours again, whoever has it.
+    pub fn pass(&self, key: &FlowKey, to: u8) {
+        let before = self.directory.shard(key).insert(*key, to);
+        let load = |worker: u8| self.directory.loads.get(usize::from(worker));
+        if let Some(load) = before.and_then(load) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(load) = load(to) {
+            load.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// So many of our connections carry much.
+    pub fn note_bulk(&self, count: u32, now: Time) {
+        if let Some(bulk) = self.directory.bulk.get(usize::from(self.me)) {
+            bulk.store(now.0 << BULK_BITS | u64::from(count), Ordering::Relaxed);
+        }
+    }
+
+    /// Another worker is to get one from us.
+    pub fn expect_bulk(&self, worker: u8, now: Time) {
+        let one_more = |said: u64| {
+            let count = u64::from(self.fresh(said, now)) + 1;
+            Some(now.0 << BULK_BITS | count.min(BULK_MOST as u64))
+        };
+        if let Some(bulk) = self.directory.bulk.get(usize::from(worker)) {
+            // It never fails: there is always a next value.
+            let _ = bulk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        }
+    }
+
+    /// A count that was said, if that was not long ago (the workers' clocks began one after the other, which is nothing to
+    /// [`BULK_LAPSE`]).
+    fn fresh(&self, said: u64, now: Time) -> u32 {
+        let fresh = now - Time(said >> BULK_BITS) <= BULK_LAPSE;
+        if fresh { (said % (1 << BULK_BITS)) as u32 } else { 0 }
+    }
+
+    /// The other worker with the fewest of them, and how many.
+    pub fn least_bulk(&self, now: Time) -> Option<(u8, u32)> {
+        let all = (0u8..).zip(&self.directory.bulk);
+        let others = all.filter(|&(worker, _)| worker != self.me);
+        others
+            .map(|(worker, bulk)| (worker, self.fresh(bulk.load(Ordering::Relaxed), now)))
+            .min_by_key(|&(_, count)| count)
     }
 
     /// Makes the flow ours.
@@ -263,7 +319,7 @@ mod tests {
         assert_eq!(seats[0].owner(&key), None);
         assert_eq!(seats[1].claim(&key), Ok(()));
         assert_eq!(seats[0].claim(&key), Err(1));
-        assert_eq!((seats[0].owner(&key), seats[1].owner(&key)), (Some(1), None));
+        assert_eq!((seats[0].owner(&key), seats[1].owner(&key)), (Some(1), Some(1)));
         assert_eq!(directory.len(), 1);
         seats[1].release(&key);
         assert!(directory.is_empty());
@@ -311,6 +367,26 @@ mod tests {
         seats[0].arrived(1);
         seats[0].release(&key(Proto::Tcp, 1));
         assert_eq!(seats[0].place(Time(0)), None);
+    }
+
+    #[test]
+    fn a_connection_that_is_passed_on_counts_where_it_is() {
+        let (directory, seats) = seats(2);
+        for port in 1..=4 {
+            seats[0].claim(&key(Proto::Tcp, port)).unwrap();
+        }
+        seats[0].pass(&key(Proto::Tcp, 1), 1);
+        seats[1].pass(&key(Proto::Tcp, 1), 1);
+        seats[0].pass(&key(Proto::Tcp, 2), 1);
+        assert_eq!(seats[0].owner(&key(Proto::Tcp, 1)), Some(1));
+        assert_eq!(seats[0].place(Time(0)), None, "two each");
+        seats[1].pass(&key(Proto::Tcp, 2), 0);
+        assert_eq!(seats[0].place(Time(0)), Some(1));
+        seats[0].arrived(1);
+        seats[1].release(&key(Proto::Tcp, 1));
+        (2..=4).for_each(|port| seats[0].release(&key(Proto::Tcp, port)));
+        assert!(directory.is_empty());
+        assert!(directory.loads.iter().all(|load| load.load(Ordering::Relaxed) == 0));
     }
 
     #[test]

@@ -182,6 +182,7 @@ impl Stack {
         match self.home(&key) {
             Home::Nowhere => return Some(slot),
             Home::Away(worker) => self.hand_over(worker, slot),
+            Home::Coming => self.stats.drop(Drop::Misplaced),
             Home::Here(id) => {
                 if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
                     flow.handle_refused(seq);

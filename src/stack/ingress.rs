@@ -80,6 +80,7 @@ impl Stack {
         let id = match self.home(&key) {
             Home::Here(id) => id,
             Home::Away(worker) => return self.hand_over(worker, slot),
+            Home::Coming => return self.stats.drop(Drop::Misplaced),
             Home::Nowhere => {
                 if let Some(id) = self.open_tcp(key, &segment, parsed, ip, slot, now) {
                     self.serve(id, now);
@@ -284,7 +285,7 @@ impl Stack {
                 self.hand_over(worker, slot);
                 return None;
             }
-            Home::Nowhere => {
+            Home::Nowhere | Home::Coming => {
                 if self.draining {
                     self.stats.drop(Drop::Draining);
                     return None;

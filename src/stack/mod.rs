@@ -9,7 +9,8 @@
 //!
 //! What comes from outside begins by [`Stack::handle_accepted`] and [`Stack::handle_bound`], at any time before the
 //! actions. Several workers that serve one guest have a stack each, and a [`directory`] in common; what one of them
-//! hands to another comes by [`Stack::handle_handed`] and [`Stack::handle_placed`].
+//! hands to another comes by [`Stack::handle_handed`] and [`Stack::handle_placed`], and a running connection by
+//! [`Stack::arrive`], after [`Stack::leave`] elsewhere; after the latter there may be actions again.
 #![forbid(unsafe_code)]
 
 macro_rules! ctx {
@@ -25,6 +26,7 @@ macro_rules! ctx {
     };
 }
 
+mod balance;
 pub mod bound;
 pub mod descriptors;
 pub mod dhcp;
@@ -34,6 +36,7 @@ mod evict;
 mod forward;
 pub mod gateway;
 mod ingress;
+mod migrate;
 mod ndp;
 mod neighbours;
 pub mod policy;
@@ -60,9 +63,12 @@ use crate::frame::{self, L3, Mac, Malformed};
 use crate::limits::{ACK_DELAY, FLOWS_MAX, FORWARD_PEERS_SHARED, PEERS_SHARED};
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
+use balance::Balance;
 use descriptors::{Descriptors, Share, Taken};
 use directory::Seat;
 use dns::DnsFlow;
+use migrate::Leaving;
+pub use migrate::{Leave, Migrant};
 
 /// One entry of the flow table.
 #[derive(Debug)]
@@ -136,6 +142,8 @@ pub struct Stack {
     share: Share,
     /// How the frame in hand has come.
     arrival: Arrival,
+    balance: Balance,
+    leaving: Option<Leaving>,
 }
 
 /// How a frame has come.
@@ -151,6 +159,8 @@ enum Home {
     Here(FlowId),
     /// With another worker.
     Away(u8),
+    /// On its way to us.
+    Coming,
     Nowhere,
 }
 
@@ -190,6 +200,8 @@ impl Stack {
             seat: None,
             share: Share::new(Descriptors::new(FLOWS_MAX, 1)),
             arrival: Arrival::default(),
+            balance: Balance::new(),
+            leaving: None,
         }
     }
 
@@ -264,7 +276,12 @@ impl Stack {
         if let Some(id) = self.flows.find(key) {
             return Home::Here(id);
         }
-        self.seat.as_ref().and_then(|seat| seat.owner(key)).map_or(Home::Nowhere, Home::Away)
+        let Some(seat) = &self.seat else { return Home::Nowhere };
+        match seat.owner(key) {
+            Some(owner) if owner != seat.me() => Home::Away(owner),
+            Some(_) if key.proto() == Proto::Tcp => Home::Coming,
+            _ => Home::Nowhere,
+        }
     }
 
     /// Starts a flow for which there was none anywhere.
@@ -525,9 +542,16 @@ impl Stack {
             if let Some(lender) = flow.lender.take() {
                 self.openings.worked(key, lender);
             }
-        } else if ends && flow.lender.is_some() {
+        } else if ends && flow.was_refused() {
             self.openings.failed(key);
         }
+        if flow.note_bulk(now)
+            && let Some(seat) = &self.seat
+            && let Some(worker) = self.balance.note(id, seat, now)
+        {
+            self.set_out(id, worker, now);
+        }
+        let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) else { return };
         let undrained = !ends && !flow.drained();
         if undrained != std::mem::replace(&mut flow.undrained, undrained) {
             self.undrained =
@@ -543,6 +567,7 @@ impl Stack {
             Next::Close { reset } => {
                 self.timers.disarm(id.index);
                 self.idle.remove(id.index);
+                self.balance.forget(id);
                 self.unhash(id);
                 if let Some((_, flow)) = self.flows.get_mut(id) {
                     if matches!(flow, Flow::Closing(_)) {

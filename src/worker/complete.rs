@@ -8,6 +8,7 @@ use super::Worker;
 use super::packets::peer_gone;
 use super::sock::Watch;
 use super::submit::Writing;
+use super::team::Posted;
 use super::token::{Op, Token};
 use crate::arena::Chain;
 use crate::flow::{Errno, Event, FlowId, Received};
@@ -44,10 +45,10 @@ impl Worker {
                 Ok(())
             }
             Some(Token::Accept(index)) => self.accepted(index, result, cqueue::more(flags)),
-            Some(Token::Bell(worker)) => {
-                self.team.unring(worker as u8);
-                Ok(())
-            }
+            Some(Token::Bell(worker)) => match self.team.unring(worker as u8) {
+                Posted::Ring(ring) => self.ring_bell(worker as u8, ring),
+                _ => Ok(()),
+            },
             Some(Token::Cancel) | None => Ok(()),
         }
     }
@@ -137,6 +138,8 @@ impl Worker {
                 return Ok(());
             }
             let errno = Errno(-result);
+            // One that is about to go is not asked for anything again.
+            let leaving = self.leaving == Some(flow);
             let event = match op {
                 Op::Connect => {
                     let result = if result < 0 { Err(errno) } else { sock.connected() };
@@ -146,10 +149,13 @@ impl Worker {
                 Op::PollError => match sock.error() {
                     // The host's FIN: no failure, and not the end of the watch.
                     0 if cqueue::more(flags) => return Ok(()),
-                    0 if result >= 0 => return self.poll_error(flow),
+                    0 if result >= 0 && !leaving => return self.poll_error(flow),
+                    0 if result == -libc::ECANCELED || leaving => {
+                        Event::TcpHangup { flow, errno: Errno(libc::ECANCELED) }
+                    }
                     errno => Event::TcpHangup { flow, errno: Errno(errno) },
                 },
-                Op::Recv if result == -libc::ENOBUFS => {
+                Op::Recv if result == -libc::ENOBUFS && !leaving => {
                     // The core takes it for a receive that waits for data.
                     sock.hungry = true;
                     self.hungry.push_back(flow);
@@ -162,7 +168,9 @@ impl Worker {
                         }
                         (0, _) => Received::Eof,
                         _ => match -result {
-                            libc::EAGAIN | libc::EINTR => Received::NoBuffer,
+                            libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECANCELED => {
+                                Received::NoBuffer
+                            }
                             _ => Received::Failed(errno),
                         },
                     };

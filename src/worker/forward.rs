@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::sock::{self, Sock};
 use super::submit;
-use super::team::{Connection, Posted};
+use super::team::{Connection, Origin};
 use super::token::Token;
 use super::{ForwardedPort, InFlight, Worker};
 use crate::config::{ForwardId, Transport};
@@ -205,12 +205,11 @@ impl Worker {
     fn take_accepted(&mut self, fd: OwnedFd, guest: SocketAddr) -> io::Result<()> {
         // Reset already: nothing is left to be told.
         let Some(peer) = sock::peer(&fd) else { return Ok(()) };
-        let mut connection = Connection { fd, peer, guest };
+        let mut connection = Connection { fd, from: Origin::Accepted { peer, guest } };
         if let Some(worker) = self.stack.place_accepted(self.now) {
-            match self.team.give(worker, connection) {
-                Ok(Posted::Ring(ring)) => return self.ring_bell(worker, ring),
-                Ok(_) => return Ok(()),
-                Err(back) => {
+            match self.give(worker, connection)? {
+                None => return Ok(()),
+                Some(back) => {
                     self.stack.unplace_accepted(worker);
                     connection = back;
                 }
@@ -221,15 +220,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the connections that other workers have given to this one.
-    pub(super) fn take_connections(&mut self) {
-        for Connection { fd, peer, guest } in self.team.given(self.me) {
-            let flow = self.stack.handle_placed(peer, guest, self.now);
-            self.install(fd, flow);
-        }
-    }
-
-    fn install(&mut self, fd: OwnedFd, flow: Option<FlowId>) {
+    pub(super) fn install(&mut self, fd: OwnedFd, flow: Option<FlowId>) {
         match flow {
             Some(flow) => self.put_sock(flow, Sock::new(fd, flow.generation)),
             None => sock::refuse(fd),

@@ -28,7 +28,7 @@
 //! in [`crate::stack::directory`]. The worker's part: it copies a frame for another one into that one's inbox
 //! and rings its bell, an entry of its own ring submitted with all others of the turn ([`team`]); it takes over what is
 //! in its inbox between two turns, no more at a time than leaves its own queue room. A connection that one worker has
-//! accepted and another is to have goes the same way.
+//! accepted and another is to have goes the same way, and so does one that is better off with another (`migrate`).
 //!
 //! A TAP that was made with one queue is read by the first worker alone, which hands over what is for the others; all of them
 //! write to it. What pays is the way to the guest: four streams from the host are twice as fast as by one worker.
@@ -44,6 +44,7 @@ mod dgram;
 mod forward;
 mod handle;
 mod in_flight;
+mod migrate;
 mod outbound;
 mod packets;
 mod ring;
@@ -71,12 +72,12 @@ use crate::flow::table::Table;
 use crate::flow::timers::Timers;
 use crate::limits::{
     BLOCK_BYTES, BLOCKS_MAX, DGRAM_SLOTS, HAND_OVER_TURN, HEADROOM, HOST_SLOTS, REQUESTS_TURN,
-    SLOT_BYTES, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
+    SLOT_BYTES, SLOTS_FOR_READS, SLOTS_MAX, TAP_SLOTS, TRIM, VNET_LEN,
 };
 use crate::stack::descriptors::Share;
-use crate::stack::{Flow, Stack};
+use crate::stack::{Flow, Migrant, Stack};
 use crate::stats::{Drop as Dropped, Stats};
-use crate::time::Time;
+use crate::time::{Millis, Time};
 use dgram::{Heads, Sending};
 use forward::Listeners;
 use handle::Mailbox;
@@ -198,6 +199,10 @@ struct Worker {
     hungry: VecDeque<FlowId>,
     /// Count of what sockets have brought, to know who has waited longest.
     fed: u64,
+    /// The connection that is about to go to another worker.
+    leaving: Option<FlowId>,
+    /// Those that have come from others, and for which there was no room yet.
+    coming: VecDeque<(OwnedFd, Box<Migrant>)>,
     /// When something last took a buffer, and when those not used since are given back next; `None`: there is
     /// nothing to give.
     busy: Time,
@@ -266,6 +271,8 @@ impl Worker {
             rearm: Vec::new(),
             hungry: VecDeque::new(),
             fed: 0,
+            leaving: None,
+            coming: VecDeque::new(),
             busy: Time(0),
             trim_at: None,
             draining: false,
@@ -307,7 +314,7 @@ impl Worker {
         for _ in 0..HAND_OVER_TURN {
             let Some((frame, about)) = self.handed.next() else { return self.handed.clear() };
             let pools = self.stack.pools();
-            let Some(mut slot) = pools.large.take_above(u32::from(TAP_SLOTS + HOST_SLOTS)) else {
+            let Some(mut slot) = pools.large.take_above(SLOTS_FOR_READS) else {
                 self.stack.handle_lost(self.me, about, Dropped::NoBuffer);
                 continue;
             };
@@ -348,13 +355,19 @@ impl Worker {
                 return Ok(());
             }
             self.take_over();
+            self.serve_coming();
             self.serve_listeners()?;
             self.feed_hungry()?;
             self.stack.handle_timeout(self.now);
-            while let Some(action) = self.stack.poll_action(self.now) {
-                self.submit(action)?;
+            loop {
+                while let Some(action) = self.stack.poll_action(self.now) {
+                    self.submit(action)?;
+                }
+                if !self.serve_leaving()? {
+                    break;
+                }
             }
-            if self.draining && self.stack.drained() {
+            if self.draining && self.stack.drained() && self.team.all_arrived() {
                 self.draining = false;
                 let _ = self.notices.send(Notice::Drained);
             }
@@ -393,7 +406,12 @@ impl Worker {
         }
         let trim = self.trim_at.map(|_| self.busy + TRIM);
         let listen = self.listeners.retry_at();
-        let due = [self.stack.poll_timeout(), trim, listen].into_iter().flatten().min()?;
+        // Soon enough, if nothing else happens. Who drains waits for what others do.
+        let passing = self.leaving.is_some()
+            || !self.coming.is_empty()
+            || self.draining && !self.team.all_arrived();
+        let passing = passing.then(|| self.now + Millis(1));
+        let due = [self.stack.poll_timeout(), trim, listen, passing].into_iter().flatten().min()?;
         Some(Duration::from_millis((due - self.clock()).0))
     }
 
@@ -445,6 +463,7 @@ impl Worker {
                 Request::Drain => {
                     self.stack.drain();
                     self.close_listeners(None, None);
+                    self.team.drain();
                     self.draining = true;
                 }
                 Request::Forward(port) => self.carry(port)?,

@@ -18,7 +18,8 @@ use crate::arena::{Chain, Slot};
 use crate::flow::{Action, Errno, Event, FlowId, Handed, Received};
 use crate::frame::segment::{self, Cutter};
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_RESERVED, HEADROOM, HOST_SLOTS, RECV_SLOTS, SEND_SLOTS, TAP_SLOTS, VNET_LEN,
+    BLOCK_BYTES, BLOCKS_RESERVED, HEADROOM, HOST_SLOTS, RECV_SLOTS, SEND_SLOTS, SLOTS_FOR_READS,
+    VNET_LEN,
 };
 use crate::stats::Drop;
 
@@ -123,6 +124,7 @@ impl Worker {
                 Ok(())
             }
             Action::Close { flow, reset } => self.close(flow, reset),
+            Action::Migrate { flow } => self.set_out(flow),
             Action::HandOver { worker, slot, about } => self.hand_over(worker, &slot, about),
             Action::DnsUsed => {
                 let _ = self.notices.send(Notice::DnsUsed);
@@ -176,7 +178,7 @@ impl Worker {
                 pools.small.take_above(BLOCKS_RESERVED)
             } else {
                 // Reading goes before: what a read needs is left.
-                pools.large.take_above(u32::from(TAP_SLOTS + HOST_SLOTS))
+                pools.large.take_above(SLOTS_FOR_READS)
             };
             let Some(mut piece) = piece else {
                 // The rest of a datagram is worth nothing without this piece, and TCP's timer sends
@@ -328,7 +330,7 @@ impl Worker {
             && let Some(flow) = self.hungry.pop_front()
         {
             // Closed meanwhile.
-            let Some(sock) = self.sock(flow) else { continue };
+            let Some(sock) = self.sock(flow).filter(|sock| sock.hungry) else { continue };
             left -= 1;
             sock.hungry = false;
             if none {
@@ -346,9 +348,8 @@ impl Worker {
     fn recv_many(&mut self, flow: FlowId, frame: u32, frames: u32) -> io::Result<()> {
         let mut slots = Chain::new();
         // Reading goes before: what the provided rings need is left.
-        let rings = u32::from(TAP_SLOTS + HOST_SLOTS);
         while slots.slots() < (frames as usize).min(RECV_SLOTS)
-            && let Some(mut slot) = self.stack.pools().large.take_above(rings)
+            && let Some(mut slot) = self.stack.pools().large.take_above(SLOTS_FOR_READS)
         {
             slot.set_range(HEADROOM, frame as usize);
             slots.push_back(slot);

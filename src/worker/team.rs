@@ -1,5 +1,5 @@
 //! What the workers of one guest have in common: the directory of flows, the descriptors that they may hold, and an
-//! inbox each for frames that came by another's queue, and for connections that another has accepted.
+//! inbox each for frames that came by another's queue, and for connections that another has accepted or had.
 //!
 //! A frame is handed over by copying it: a slot belongs to one thread. An inbox is a run of bytes, which its owner
 //! exchanges for an empty one of its own, so that what comes now and then allocates nothing; its bounds are
@@ -9,15 +9,16 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::flow::Handed;
 use crate::limits::{
-    DESCRIPTORS_OWN, HAND_OVER_BYTES, HAND_OVER_CONNECTIONS, HAND_OVER_FRAMES, SLOT_BYTES,
+    DESCRIPTORS_OWN, HAND_OVER_BYTES, HAND_OVER_CONNECTIONS, HAND_OVER_FRAMES, MIGRANTS, SLOT_BYTES,
 };
+use crate::stack::Migrant;
 use crate::stack::descriptors::Descriptors;
 use crate::stack::directory::{Directory, Seat};
 
@@ -29,6 +30,10 @@ pub struct Team {
     descriptors: Arc<Descriptors>,
     inboxes: Vec<Inbox>,
     processors: usize,
+    /// Connections that have left one member and are not yet with another.
+    passing: AtomicUsize,
+    /// Members tell what is left of their connections: none leaves any more.
+    draining: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -41,13 +46,24 @@ struct Inbox {
     ring: AtomicI32,
 }
 
-/// One that a forwarded port has accepted.
+/// One that another worker is to have.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) fd: OwnedFd,
-    pub(super) peer: SocketAddr,
-    /// Where in the guest it leads.
-    pub(super) guest: SocketAddr,
+    pub(super) from: Origin,
+}
+
+/// Where a connection is from.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// A forwarded port has accepted it.
+    Accepted {
+        peer: SocketAddr,
+        /// Where in the guest it leads.
+        guest: SocketAddr,
+    },
+    /// A worker had it.
+    Worker(Box<Migrant>),
 }
 
 /// How a frame was posted.
@@ -75,6 +91,8 @@ impl Team {
             descriptors: Descriptors::new(descriptors_max(), workers),
             inboxes: (0..workers).map(inbox).collect(),
             processors,
+            passing: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -119,6 +137,32 @@ impl Team {
         inbox.ring()
     }
 
+    /// A connection is about to leave a member. False: it must not, now.
+    pub(super) fn begin_passing(&self) -> bool {
+        let others = self.passing.fetch_add(1, Ordering::SeqCst);
+        // After the count: either this sees that members drain, or who drains sees the count.
+        let may = others < MIGRANTS && !self.draining.load(Ordering::SeqCst);
+        if !may {
+            self.end_passing();
+        }
+        may
+    }
+
+    /// It has arrived, or has not left.
+    pub(super) fn end_passing(&self) {
+        self.passing.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// No connection leaves its member from now on.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether every connection is with a member, once and for all after [`Team::drain`].
+    pub(super) fn all_arrived(&self) -> bool {
+        self.passing.load(Ordering::SeqCst) == 0
+    }
+
     /// Gives a connection to a member.
     ///
     /// # Errors
@@ -140,11 +184,12 @@ impl Team {
         std::mem::take(&mut *inbox.connections.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The bell of a member could not be rung: the next frame tries again.
-    pub(super) fn unring(&self, to: u8) {
-        if let Some(inbox) = self.inboxes.get(usize::from(to)) {
-            inbox.rung.store(false, Ordering::Release);
-        }
+    /// The bell of a member could not be rung: the next frame tries again, and the caller at once where a connection waits.
+    pub(super) fn unring(&self, to: u8) -> Posted {
+        let Some(inbox) = self.inboxes.get(usize::from(to)) else { return Posted::Quietly };
+        inbox.rung.store(false, Ordering::Release);
+        let none = inbox.connections.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if none { Posted::Quietly } else { inbox.ring() }
     }
 
     /// Exchanges a member's inbox for `empty`.
@@ -258,7 +303,7 @@ mod tests {
         assert!(frames.is_empty());
         // Answered, the bell rings again; where it cannot, the next frame tries.
         assert_eq!(team.post(1, b"four", PLAIN), Posted::Ring(7));
-        team.unring(1);
+        assert_eq!(team.unring(1), Posted::Quietly);
         assert_eq!(team.post(1, b"five", PLAIN), Posted::Ring(7));
     }
 
@@ -289,20 +334,42 @@ mod tests {
         team.set_ring(1, 7);
         let some = |port| Connection {
             fd: std::fs::File::open("/dev/null").unwrap().into(),
-            peer: SocketAddr::from(([192, 0, 2, 1], port)),
-            guest: SocketAddr::from(([10, 0, 2, 100], 80)),
+            from: Origin::Accepted {
+                peer: SocketAddr::from(([192, 0, 2, 1], port)),
+                guest: SocketAddr::from(([10, 0, 2, 100], 80)),
+            },
+        };
+        let port = |connection: &Connection| match connection.from {
+            Origin::Accepted { peer, .. } => peer.port(),
+            Origin::Worker(_) => 0,
         };
         assert_eq!(team.give(1, some(0)).unwrap(), Posted::Ring(7));
+        assert_eq!(team.unring(1), Posted::Ring(7), "nobody sends a connection again");
         for port in 1..HAND_OVER_CONNECTIONS as u16 {
             assert_eq!(team.give(1, some(port)).unwrap(), Posted::Quietly);
         }
-        assert_eq!(team.give(1, some(999)).unwrap_err().peer.port(), 999);
+        assert_eq!(port(&team.give(1, some(999)).unwrap_err()), 999);
         assert!(team.give(2, some(0)).is_err());
         team.take(1, &mut Frames::default());
-        let ports: Vec<u16> = team.given(1).iter().map(|c| c.peer.port()).collect();
+        let ports: Vec<u16> = team.given(1).iter().map(port).collect();
         assert_eq!(ports, (0..HAND_OVER_CONNECTIONS as u16).collect::<Vec<_>>());
         assert!(team.given(1).is_empty() && team.given(0).is_empty());
         assert_eq!(team.give(1, some(0)).unwrap(), Posted::Ring(7));
+    }
+
+    #[test]
+    fn who_drains_waits_for_those_on_their_way() {
+        let team = Team::new(2, 2, [1, 2]);
+        assert!(team.all_arrived());
+        for _ in 0..MIGRANTS {
+            assert!(team.begin_passing());
+        }
+        assert!(!team.begin_passing(), "too many");
+        team.end_passing();
+        team.drain();
+        assert!(!team.begin_passing() && !team.all_arrived());
+        (1..MIGRANTS).for_each(|_| team.end_passing());
+        assert!(team.all_arrived());
     }
 
     #[test]

@@ -32,6 +32,22 @@ fn threads(proc: &Proc) -> usize {
     names.filter(|name| name.starts_with("worker-")).count()
 }
 
+/// Nanoseconds that each forwarding thread has run (proc(5): schedstat).
+fn ran(proc: &Proc) -> Vec<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
+    let mut all: Vec<(String, u64)> = tasks
+        .flatten()
+        .filter_map(|task| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).ok();
+            let comm = read("comm").filter(|comm| comm.starts_with("worker-"))?;
+            let ran = read("schedstat")?.split_whitespace().next()?.parse().ok()?;
+            Some((comm, ran))
+        })
+        .collect();
+    all.sort();
+    all.into_iter().map(|(_, ran)| ran).collect()
+}
+
 /// Queues of the guest's TAP that have a holder.
 fn queues(guest: &Guest) -> usize {
     let shown = guest.ns.cmd("ethtool -l tap0").ok();
@@ -76,6 +92,55 @@ fn streams_that_were_forgotten_go_on() {
     for (inside, outside) in &pairs {
         stream::send_all(inside, 7, 1);
         stream::expect_all(outside, 7, 1);
+    }
+}
+
+/// Two streams that one worker has, while the other has none that carries anything.
+#[test]
+fn a_stream_goes_to_the_worker_that_has_none() {
+    need!();
+    not_slirp!("has one thread");
+    const BYTES: u64 = 1 << 30;
+    for up in [true, false] {
+        let (bed, guest, proc) = Bed::up(&workers_and(2, "-vv"));
+        // Silent ones on both.
+        let pairs: Vec<_> =
+            (0..8).map(|i| pair(&guest, &bed.remote, Family::BOTH[i % 2].remote())).collect();
+        let mut of_first = Vec::new();
+        let mut of_second = Vec::new();
+        for (i, (inside, outside)) in pairs.iter().enumerate() {
+            let before = ran(&proc);
+            // Too little to be one that carries much.
+            std::thread::scope(|scope| {
+                scope.spawn(|| stream::send(inside, i as u64, 4_000_000).expect("send"));
+                stream::expect(outside, i as u64, 0, 4_000_000);
+            });
+            let after = ran(&proc);
+            let first = after[0] - before[0] > after[1] - before[1];
+            if first { &mut of_first } else { &mut of_second }.push(i);
+        }
+        let two = if of_first.len() >= of_second.len() { of_first } else { of_second };
+        let streams = [&pairs[two[0]], &pairs[two[1]]];
+        std::thread::scope(|scope| {
+            for (seed, (inside, outside)) in (100..).zip(streams) {
+                let (from, to) = if up { (inside, outside) } else { (outside, inside) };
+                scope.spawn(move || stream::send(from, seed, BYTES).expect("send"));
+                scope.spawn(move || stream::expect(to, seed, 0, BYTES));
+            }
+        });
+        // They go on afterwards, both ways, and those that have stayed.
+        for (i, (inside, outside)) in pairs.iter().enumerate() {
+            stream::send_all(inside, 7, 100_000 + i as u64);
+            stream::expect_all(outside, 7, 100_000 + i as u64);
+            stream::send_all(outside, 8, 100_000 + i as u64);
+            stream::expect_all(inside, 8, 100_000 + i as u64);
+        }
+        drop(pairs);
+        proc.signal(Signal::SIGTERM);
+        let said = proc.wait(PATIENCE).stderr;
+        let moved = said.split_once(" connections moved").map(|(line, _)| line.rsplit(' ').next());
+        let moved: u64 = moved.flatten().and_then(|n| n.parse().ok()).expect("a count");
+        assert!((1..=3).contains(&moved), "up: {up}: {said}");
     }
 }
 

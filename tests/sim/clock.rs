@@ -23,6 +23,12 @@ impl<T> Agenda<T> {
         self.items.insert((at, self.count), item);
     }
 
+    /// Takes all that are of some kind, with their times.
+    pub fn take_if(&mut self, of: impl Fn(&T) -> bool) -> Vec<(Time, T)> {
+        let taken = self.items.extract_if(.., |_, item| of(item));
+        taken.map(|((at, _), item)| (at, item)).collect()
+    }
+
     /// When the first is due.
     pub fn next(&self) -> Option<Time> {
         self.items.keys().next().map(|(at, _)| *at)

@@ -68,6 +68,13 @@ struct Sock {
     reading: bool,
 }
 
+/// A socket on its way to another worker, with what is to happen to it.
+pub struct Moving {
+    sock: Sock,
+    todo: Vec<(Time, Todo)>,
+    report: Report,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Todo {
     Connected,
@@ -75,6 +82,10 @@ enum Todo {
     Receive,
     Writable,
     Hangup,
+    /// A receive ends that was cancelled.
+    Cancelled,
+    /// A watch ends that was cancelled.
+    Unwatched,
     /// The peer reads, or writes.
     PeerReads,
     PeerWrites,
@@ -92,6 +103,8 @@ pub struct Host {
     socks: HashMap<FlowId, Sock>,
     agenda: Agenda<(FlowId, Todo)>,
     pub reports: Vec<Report>,
+    /// Some operations cannot be cancelled.
+    pub stubborn: bool,
     /// Sockets that exist.
     pub open: usize,
 }
@@ -105,6 +118,7 @@ impl Host {
             socks: HashMap::new(),
             agenda: Agenda::new(),
             reports: vec![Report::default(); spec.flows.len()],
+            stubborn: false,
             open: 0,
         }
     }
@@ -199,6 +213,19 @@ impl Host {
             }
             Action::TapWrite { .. } | Action::TapRun { .. } | Action::HandOver { .. } => {
                 unreachable!("the world's")
+            }
+            Action::Migrate { flow } => {
+                // A receive may have its data before it can be cancelled.
+                let first = self.rng.chance(500);
+                if self.usable(flow).receive_set && first {
+                    self.agenda.push(now, (flow, Todo::Receive));
+                }
+                // Sooner or later.
+                for todo in [Todo::Cancelled, Todo::Unwatched] {
+                    let late = if self.stubborn { 200 } else { 2 };
+                    let at = now + Millis(self.rng.pick(&[0, 0, 1, late]));
+                    self.agenda.push(at, (flow, todo));
+                }
             }
             Action::DgramOpen { .. } | Action::DgramSend { .. } => panic!("no datagrams here"),
             Action::DnsUsed => {}
@@ -309,7 +336,21 @@ impl Host {
                     return Some(Event::TcpHangup { flow, errno });
                 }
             }
+            Todo::Unwatched => {
+                if std::mem::take(&mut sock.poll_error) && !hush {
+                    return Some(Event::TcpHangup { flow, errno: Errno(libc::ECANCELED) });
+                }
+            }
+            Todo::Cancelled => {
+                sock.receive_set = false;
+                sock.at_once = false;
+                sock.receiving.take()?;
+                return Some(Event::TcpReceived { flow, result: Received::NoBuffer });
+            }
             Todo::Receive => {
+                if !sock.receive_set {
+                    return None;
+                }
                 sock.receive_set = false;
                 let at_once = std::mem::take(&mut sock.at_once);
                 let max = u64::from(sock.receiving?);
@@ -363,6 +404,46 @@ impl Host {
             Todo::PeerVanishes => sock.gone = true,
         }
         None
+    }
+
+    /// Sockets that are open.
+    pub fn flows(&self) -> Vec<FlowId> {
+        let open = self.socks.iter().filter(|(_, s)| s.connected && s.closing.is_none());
+        let mut flows: Vec<_> = open.map(|(&flow, _)| flow).collect();
+        flows.sort_by_key(|flow| flow.index);
+        flows
+    }
+
+    /// Whether nothing is in flight on a socket; `None`: it is closed.
+    pub fn is_quiet(&self, flow: FlowId) -> Option<bool> {
+        let sock = self.socks.get(&flow).filter(|sock| sock.closing.is_none())?;
+        let asked = sock.receiving.is_some() || sock.poll_out || sock.poll_error;
+        Some(sock.sending.is_none() && !asked)
+    }
+
+    /// Takes a socket out, for another worker.
+    ///
+    /// # Panics
+    /// When something is in flight on it.
+    pub fn take_out(&mut self, flow: FlowId) -> Moving {
+        assert_eq!(self.is_quiet(flow), Some(true), "it goes with something in flight");
+        let sock = self.socks.remove(&flow).expect("seen above");
+        self.open -= 1;
+        let todo = self.agenda.take_if(|&(owner, _)| owner == flow);
+        let todo = todo.into_iter().map(|(at, (_, todo))| (at, todo)).collect();
+        let report = std::mem::take(&mut self.reports[sock.index]);
+        Moving { sock, todo, report }
+    }
+
+    /// Puts one in that another worker has had.
+    pub fn put_in(&mut self, flow: FlowId, moving: Moving, now: Time) {
+        let Moving { sock, todo, report } = moving;
+        for (at, todo) in todo {
+            self.agenda.push(at.max(now), (flow, todo));
+        }
+        self.reports[sock.index] = report;
+        assert!(self.socks.insert(flow, sock).is_none(), "comes where one is");
+        self.open += 1;
     }
 
     /// A connection that the peer has opened, and the core has taken.

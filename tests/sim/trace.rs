@@ -187,6 +187,7 @@ impl Trace {
             | Action::TcpShutdown { flow }
             | Action::DgramOpen { flow, .. }
             | Action::DgramSend { flow, .. }
+            | Action::Migrate { flow }
             | Action::Close { flow, .. } => *flow == self.flow,
             Action::TapWrite { .. }
             | Action::TapRun { .. }

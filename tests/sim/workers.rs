@@ -7,14 +7,14 @@ use ringtap::arena::{Pools, Slot};
 use ringtap::config::NetConfig;
 use ringtap::flow::{Action, Event, FlowId, Handed};
 use ringtap::limits::{HAND_OVER_FRAMES, HAND_OVER_TURN, PLACE_GAP};
-use ringtap::stack::Stack;
 use ringtap::stack::directory::{Directory, Seat};
+use ringtap::stack::{Leave, Migrant, Stack};
 use ringtap::stats::Drop;
 use ringtap::time::{Millis, Time};
 
 use crate::clock::Agenda;
 use crate::guest::{FROM, GUEST4, Guest, HOST4, Outcome};
-use crate::host::Host;
+use crate::host::{Host, Moving};
 use crate::link::{Faults, Link};
 use crate::model::Wire;
 use crate::prng::Rng;
@@ -33,6 +33,15 @@ struct Ways {
     delay: u64,
     /// Frames an inbox holds.
     inbox: usize,
+    /// Turns in which a connection is sent to another worker, in permille.
+    moves: u64,
+}
+
+impl Ways {
+    /// Workers with a queue each, and nothing amiss.
+    fn plain(workers: usize) -> Self {
+        Self { workers, queues: workers, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES, moves: 0 }
+    }
 }
 
 /// One worker.
@@ -45,6 +54,14 @@ struct Member {
     /// Frames of its own queue that it can still take in this millisecond, and of the inbox.
     left: [u64; 2],
     written: Agenda<(FlowId, Slot)>,
+    /// The connection that is about to go.
+    leaving: Option<FlowId>,
+    /// How many that were to go have stayed.
+    stayed: u64,
+    /// Connections on their way to it.
+    coming: Agenda<(Box<Migrant>, Moving)>,
+    /// Arrivals for which there was no room.
+    postponed: u64,
 }
 
 /// A guest and its workers.
@@ -89,6 +106,10 @@ impl Crew {
             waiting: 0,
             left: [u64::MAX; 2],
             written: Agenda::new(),
+            leaving: None,
+            stayed: 0,
+            coming: Agenda::new(),
+            postponed: 0,
         });
         Self {
             ways,
@@ -202,6 +223,22 @@ impl Crew {
             member.stack.handle_frame(slot, now);
             busy = true;
         }
+        while let Some((migrant, moving)) = member.coming.pop(now) {
+            busy = true;
+            // Now and then all slots are in use.
+            let large = member.stack.pools().large.clone();
+            let scarce = self.rng.chance(300);
+            let others: Vec<_> = std::iter::from_fn(|| large.take().filter(|_| scarce)).collect();
+            let arrived = member.stack.arrive(migrant, now);
+            drop(others);
+            match arrived {
+                Ok(flow) => member.host.put_in(flow, moving, now),
+                Err(migrant) => {
+                    member.postponed += 1;
+                    member.coming.push(now + Millis(1), (migrant, moving));
+                }
+            }
+        }
         while member.left[1] > 0
             && let Some((frame, about)) = member.inbox.pop(now)
         {
@@ -221,17 +258,61 @@ impl Crew {
             busy = true;
         }
         member.stack.handle_timeout(now);
-        while let Some(action) = self.members[me].stack.poll_action(now) {
-            busy = true;
-            match action {
-                Action::TapWrite { slot, keep } => self.tap_write(me, slot, keep),
-                Action::HandOver { worker, slot, about } => {
-                    self.hand_over(me, worker, &slot, about);
-                }
-                action => self.members[me].host.act(action, now),
+        if self.ways.moves > 0 && self.rng.chance(self.ways.moves) {
+            let flows = member.host.flows();
+            let to = (me + 1 + self.rng.below(self.ways.workers as u64 - 1) as usize)
+                % self.ways.workers;
+            if !flows.is_empty() {
+                let flow = flows[self.rng.below(flows.len() as u64) as usize];
+                member.stack.set_out(flow, to as u8, now);
             }
         }
-        busy
+        loop {
+            while let Some(action) = self.members[me].stack.poll_action(now) {
+                busy = true;
+                self.act(me, action);
+            }
+            if !self.leave(me) {
+                return busy;
+            }
+        }
+    }
+
+    fn act(&mut self, me: usize, action: Action) {
+        match action {
+            Action::TapWrite { slot, keep } => self.tap_write(me, slot, keep),
+            Action::HandOver { worker, slot, about } => self.hand_over(me, worker, &slot, about),
+            Action::Migrate { flow } => {
+                self.members[me].leaving = Some(flow);
+                self.members[me].host.act(action, self.now);
+            }
+            action => self.members[me].host.act(action, self.now),
+        }
+    }
+
+    /// Sees what becomes of the connection that is about to go. True: there may be actions.
+    fn leave(&mut self, me: usize) -> bool {
+        let (now, member) = (self.now, &mut self.members[me]);
+        let Some(flow) = member.leaving else { return false };
+        let leave = match member.host.is_quiet(flow) {
+            Some(true) => member.stack.leave(now),
+            Some(false) => member.stack.linger(now),
+            None => {
+                member.stack.stay(now);
+                Leave::Stays
+            }
+        };
+        match leave {
+            Leave::NotYet => return false,
+            Leave::Stays => member.stayed += 1,
+            Leave::Gone(to, migrant) => {
+                let moving = member.host.take_out(flow);
+                let at = now + Millis(self.rng.range(0, self.ways.delay));
+                self.members[usize::from(to)].coming.push(at, (migrant, moving));
+            }
+        }
+        self.members[me].leaving = None;
+        true
     }
 
     fn tap_write(&mut self, me: usize, slot: Slot, keep: Option<FlowId>) {
@@ -263,7 +344,9 @@ impl Crew {
 
     fn next(&mut self) -> Option<Time> {
         let members = self.members.iter().flat_map(|m| {
-            [m.host.next(), m.written.next(), m.inbox.next(), m.stack.poll_timeout()]
+            let leaving = m.leaving.map(|_| self.now + Millis(1));
+            let inside = [m.host.next(), m.written.next(), m.stack.poll_timeout(), leaving];
+            inside.into_iter().chain([m.inbox.next(), m.coming.next()])
         });
         let members = members.flatten().min();
         let left = self.members.iter().any(|m| !m.queue.is_empty());
@@ -279,6 +362,7 @@ impl Crew {
                     && m.stack.stats().flows == 0
                     && m.queue.is_empty()
                     && m.inbox.next().is_none()
+                    && m.coming.next().is_none()
                     && m.written.next().is_none()
             })
             && self.guest.apps.iter().all(|app| app.outcome != Outcome::Open)
@@ -356,11 +440,9 @@ fn frames_change_queues_at_random() {
     for seed in 0..60 {
         let workers = 2 + seed as usize % 3;
         let ways = Ways {
-            workers,
-            queues: workers,
             astray: [20, 200, 1000][seed as usize % 3],
             delay: seed % 4,
-            inbox: HAND_OVER_FRAMES,
+            ..Ways::plain(workers)
         };
         let mut crew = Crew::new(&spec(seed, 0, mixed(seed)), ways);
         crew.run();
@@ -373,7 +455,7 @@ fn frames_change_queues_at_random() {
 #[test]
 fn hand_over_while_frames_are_lost() {
     for seed in 1000..1040 {
-        let ways = Ways { workers: 2, queues: 2, astray: 100, delay: 3, inbox: HAND_OVER_FRAMES };
+        let ways = Ways { astray: 100, delay: 3, ..Ways::plain(2) };
         Crew::new(&spec(seed, 30, mixed(seed)), ways).run();
     }
 }
@@ -382,12 +464,47 @@ fn hand_over_while_frames_are_lost() {
 fn an_inbox_that_is_full_loses_no_byte() {
     let mut lost = 0;
     for seed in 2000..2040 {
-        let ways = Ways { workers: 2, queues: 2, astray: 300, delay: 3, inbox: 2 };
+        let ways = Ways { astray: 300, delay: 3, inbox: 2, ..Ways::plain(2) };
         let mut crew = Crew::new(&spec(seed, 0, mixed(seed)), ways);
         crew.run();
         lost += crew.count(|m| m.stack.stats().dropped(Drop::HandOverFull));
     }
     assert!(lost > 100, "{lost} frames");
+}
+
+/// In the middle of whatever they do: with frames that come by the wrong queue, with and without losses, and behind
+/// one queue.
+#[test]
+fn connections_change_their_worker() {
+    let (mut moved, mut stayed, mut held_up, mut postponed, mut handed) = (0, 0, 0, 0, 0);
+    for seed in 4000..4240 {
+        let workers = 2 + seed as usize % 3;
+        let loss = if seed % 5 == 0 { 30 } else { 0 };
+        let ways = Ways {
+            queues: if seed % 3 == 0 { 1 } else { workers },
+            astray: [0, 50][seed as usize % 2],
+            delay: seed % 4,
+            moves: [50, 300][seed as usize / 2 % 2],
+            ..Ways::plain(workers)
+        };
+        let mut crew = Crew::new(&spec(seed, loss, mixed(seed)), ways);
+        let stubborn = seed % 4 == 3;
+        crew.members.iter_mut().for_each(|m| m.host.stubborn = stubborn);
+        crew.run();
+        if stubborn {
+            held_up += crew.count(|m| m.stayed);
+            continue;
+        }
+        moved += crew.count(|m| m.stack.stats().migrated);
+        stayed += crew.count(|m| m.stayed);
+        postponed += crew.count(|m| m.postponed);
+        handed += crew.count(|m| m.stack.stats().handed_over);
+    }
+    assert!(moved > 1_000 && handed > 2_000, "{moved} connections, {handed} frames");
+
+    assert!(stayed * 4 < moved, "{stayed} stayed, {moved} moved");
+    assert!(held_up > 100, "{held_up} stayed for what could not be cancelled");
+    assert!(postponed > 100, "{postponed} arrivals were tried again");
 }
 
 /// Connections of both sides, spread over workers of which one reads.
@@ -397,7 +514,7 @@ fn workers_behind_one_queue() {
     for seed in 3000..3040 {
         let workers = 2 + seed as usize % 3;
         let faults = if seed % 4 == 0 { 30 } else { 0 };
-        let ways = Ways { workers, queues: 1, astray: 0, delay: seed % 4, inbox: HAND_OVER_FRAMES };
+        let ways = Ways { queues: 1, delay: seed % 4, ..Ways::plain(workers) };
         let mut crew = Crew::new(&spec(seed, faults, mixed(seed)), ways);
         crew.run();
         assert_eq!(crew.count(|m| m.stack.stats().dropped(Drop::HandOverFull)), 0);
@@ -416,8 +533,7 @@ fn streams_are_spread_over_the_workers() {
         // All start at once, on the queues that a hash gives them.
         let flow = FlowSpec { guest_end: End::Last, ..FlowSpec::plain(400_000, 400_000) };
         let flows = vec![flow; 16];
-        let ways = Ways { workers: 2, queues: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES };
-        let mut crew = Crew::new(&spec(seed, 0, flows), ways);
+        let mut crew = Crew::new(&spec(seed, 0, flows), Ways::plain(2));
         // A port's hash decides nothing here: all by the first queue.
         crew.steered.extend((0..16).map(|i| (FROM + i, 0)));
         crew.run();
@@ -439,10 +555,7 @@ fn streams_are_spread_over_the_workers() {
 fn two_workers_serve_alike() {
     for seed in 0..8 {
         let flow = FlowSpec { guest_end: End::Last, ..FlowSpec::plain(300_000, 300_000) };
-        let mut crew = Crew::new(
-            &spec(seed, 0, vec![flow; 32]),
-            Ways { workers: 2, queues: 2, astray: 0, delay: 0, inbox: HAND_OVER_FRAMES },
-        );
+        let mut crew = Crew::new(&spec(seed, 0, vec![flow; 32]), Ways::plain(2));
         crew.capacity = [20, HAND_OVER_TURN as u64];
         crew.steered.extend((0..32).map(|i| (FROM + i, 0)));
         crew.run();

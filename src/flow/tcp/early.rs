@@ -31,6 +31,11 @@ impl Early {
         self.segments.slots()
     }
 
+    /// Whether nothing is known beyond a gap.
+    pub(super) fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.fin.is_none()
+    }
+
     /// Keeps a segment whose first byte is `seq`. False: there are too many.
     pub(super) fn keep(&mut self, seq: u32, mut slot: Slot, fin: bool, now: Time) -> bool {
         if self.segments.slots() >= EARLY_SLOTS {

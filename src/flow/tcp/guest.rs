@@ -22,6 +22,8 @@ const QUOTA_INITIAL: u32 = 256 << 10;
 const HUNGRY: Millis = Millis(8);
 /// A host that has ended its stream is watched for errors after this long; most flows are over by then.
 const WATCH: Millis = Millis(1000);
+/// Payload of the largest frame, behind the headers of either IP version.
+const FRAME_PAYLOAD: usize = IP_LEN_MAX - 60;
 /// First interval of zero-window probes.
 const PROBE_MIN: Millis = Millis(1000);
 
@@ -84,6 +86,19 @@ enum Fin {
     Acked,
 }
 
+/// The direction of a connection that goes to another worker.
+#[derive(Debug)]
+pub(super) struct Packed {
+    una: u32,
+    edge: u32,
+    window_max: u32,
+    wl: (u32, u32),
+    scale: u8,
+    quota: u32,
+    /// Not acknowledged: those from `una` on.
+    retained: Vec<u8>,
+}
+
 /// What a timeout asks of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timeout {
@@ -133,6 +148,49 @@ impl ToGuest {
         self.una = self.next;
     }
 
+    /// Whether the host goes on sending, and nothing seems to be lost.
+    pub(super) fn may_migrate(&self) -> bool {
+        self.fin == Fin::No
+            && self.recover.is_none()
+            && !self.resend
+            && !self.probe
+            && self.retries == 0
+            && self.again_at.is_none()
+    }
+
+    /// See [`Parcel`](super::Parcel).
+    pub(super) fn pack(&self) -> Option<Packed> {
+        if self.receiving || !self.arrived.is_empty() {
+            return None;
+        }
+        let retained = self.retained.copy_from(self.una)?;
+        let Self { una, next, edge, window_max, wl, scale, quota, .. } = *self;
+        (una.wrapping_add(retained.len() as u32) == next).then_some(Packed {
+            una,
+            edge,
+            window_max,
+            wl,
+            scale,
+            quota,
+            retained,
+        })
+    }
+
+    /// The opposite. `None`: slots are short.
+    pub(super) fn unpack(ctx: &mut Ctx<'_>, packed: &Packed, mss: u16) -> Option<Self> {
+        let Packed { una, edge, window_max, wl, scale, quota, retained: ref bytes } = *packed;
+        let mss = usize::from(mss.max(1));
+        let frame = (FRAME_PAYLOAD / mss).max(1) * mss.min(FRAME_PAYLOAD);
+        let retained = Retained::of(ctx, una, bytes, frame)?;
+        let next = una.wrapping_add(bytes.len() as u32);
+        let new = Self::opening(una);
+        let mut direction = Self { una, next, edge, window_max, wl, scale, quota, retained, ..new };
+        if direction.outstanding() {
+            direction.start_timer(ctx.now);
+        }
+        Some(direction)
+    }
+
     /// Counts an early retransmission; false: it is not the first.
     pub(super) fn first_retry(&mut self) -> bool {
         let first = self.retries == 0;
@@ -142,6 +200,11 @@ impl ToGuest {
 
     pub(super) fn next(&self) -> u32 {
         self.next
+    }
+
+    /// The oldest sequence number that the guest has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> u32 {
+        self.una
     }
 
     /// Whether anything sent is not acknowledged.
@@ -206,8 +269,8 @@ impl ToGuest {
         self.probe_gap()
     }
 
-    /// Writes what has arrived, resends what is due, asks for more.
-    pub(super) fn serve(
+    /// Writes what has arrived, resends what is due.
+    pub(super) fn write(
         &mut self,
         ctx: &mut Ctx<'_>,
         id: FlowId,
@@ -233,6 +296,10 @@ impl ToGuest {
             self.retained.note_write(self.next, ctx.now);
             write(ctx, id, key, mac, mss, to_host, slot);
         }
+    }
+
+    /// Asks for more.
+    pub(super) fn ask(&mut self, ctx: &mut Ctx<'_>, id: FlowId, key: &FlowKey, mss: u16) {
         if self.receiving || self.again_at.is_some_and(|at| at > ctx.now) {
             return;
         }
@@ -435,6 +502,7 @@ impl TcpFlow {
                 if self.phase == Phase::Gone => {}
             Received::Data { slot, more } => {
                 ctx.stats.tcp_to_guest += slot.len() as u64;
+                self.carried = self.carried.saturating_add(slot.len() as u32);
                 if ctx.now - self.active < ACK_DELAY {
                     self.slow = false;
                 }
@@ -458,8 +526,11 @@ impl TcpFlow {
 
     /// The watched socket has failed (or both its directions are over, which changes nothing).
     pub fn handle_hangup(&mut self, errno: Errno) {
-        if errno.0 != 0 {
-            self.phase = Phase::Ended(End::ResetGuest);
+        match errno.0 {
+            0 => {}
+            // To be asked for again.
+            libc::ECANCELED => self.to_guest.watching = false,
+            _ => self.phase = Phase::Ended(End::ResetGuest),
         }
     }
 }

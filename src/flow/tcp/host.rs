@@ -52,6 +52,18 @@ pub(super) struct ToHost {
     early: Early,
 }
 
+/// The direction of a connection that goes to another worker.
+#[derive(Debug)]
+pub(super) struct Packed {
+    next: u32,
+    acked: u32,
+    edge: u32,
+    window: u32,
+    grown: u32,
+    longest: u32,
+    scale: Option<u8>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flight {
     None,
@@ -91,6 +103,30 @@ impl ToHost {
             mark: None,
             early: Early::new(),
         }
+    }
+
+    /// Whether the socket takes bytes, and the guest goes on sending them one after the other.
+    pub(super) fn may_migrate(&self) -> bool {
+        self.fin == Fin::No
+            && !self.blocked
+            && self.backlog.is_empty()
+            && self.fill.is_none()
+            && self.early.is_empty()
+    }
+
+    /// See [`Parcel`](super::Parcel). Whatever has come has been sent.
+    pub(super) fn pack(&self) -> Option<Packed> {
+        if self.flight != Flight::None || self.polling || !self.held.is_empty() {
+            return None;
+        }
+        let Self { next, acked, edge, window, grown, longest, scale, .. } = *self;
+        Some(Packed { next, acked, edge, window, grown, longest, scale })
+    }
+
+    /// The opposite.
+    pub(super) fn unpack(packed: &Packed) -> Self {
+        let Packed { next, acked, edge, window, grown, longest, scale } = *packed;
+        Self { acked, edge, window, grown, longest, ..Self::new(next, scale) }
     }
 
     /// Next sequence number expected from the guest, its FIN counted once seen.
@@ -307,6 +343,12 @@ impl ToHost {
         units as u16
     }
 
+    /// ACK number and window field as the guest was told last.
+    pub(super) fn told(&self) -> (u32, u16) {
+        let window = self.edge.wrapping_sub(self.acked) >> self.scale.unwrap_or(0);
+        (self.acked, window.min(u32::from(u16::MAX)) as u16)
+    }
+
     /// Moves what has been held for too long to the backlog.
     pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
         if self.held_deadline().is_some_and(|at| at <= ctx.now) {
@@ -394,6 +436,7 @@ impl TcpFlow {
     /// A send has ended.
     pub fn handle_sent(&mut self, ctx: &mut Ctx<'_>, chain: Chain, result: Result<u32, Errno>) {
         self.active = ctx.now;
+        self.carried = self.carried.saturating_add(result.unwrap_or(0));
         if self.to_host.sent(ctx, chain, result).is_err() {
             self.phase = Phase::Ended(End::ResetGuest);
         }

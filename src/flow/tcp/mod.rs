@@ -28,6 +28,8 @@
 //! **Serving.** `handle_*` only note what happened. [`TcpFlow::serve`], once per flow and turn, looks
 //! at the whole state and does what is due, in a fixed order: end, send, shut, receive, acknowledge.
 //!
+//! **Another worker** (`parcel`): a connection that carries much may go to a worker that has less to do.
+//!
 //! **Ends** (`close`): FIN is carried each way after the data before it, RST at once; see there.
 
 mod arrival;
@@ -36,6 +38,7 @@ mod early;
 mod guest;
 mod open;
 mod host;
+mod parcel;
 mod retained;
 mod segment;
 
@@ -47,12 +50,13 @@ use super::openings::Lender;
 use super::{Action, Ctx, Errno, FlowId, Next};
 use crate::frame::Mac;
 use crate::limits::{
-    ACK_DELAY, RETRIES_MAX, SYN_ACK_RETRIES_MAX, SYN_RETRIES_MAX, TCP_HALF_IDLE, TCP_IDLE,
-    TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
+    ACK_DELAY, BULK_BYTES, BULK_WITHIN, RETRIES_MAX, SYN_ACK_RETRIES_MAX, SYN_RETRIES_MAX,
+    TCP_HALF_IDLE, TCP_IDLE, TCP_PROBE_GAP, TCP_PROBES_MAX, WINDOW_INITIAL, WINDOW_SCALE,
 };
 use crate::time::Time;
 use guest::ToGuest;
 use host::ToHost;
+pub use parcel::Parcel;
 use segment::Header;
 pub use segment::{Segment, reset_unknown};
 
@@ -84,6 +88,15 @@ pub struct TcpFlow {
     pub lender: Option<Lender>,
     /// Whether the handshake with the guest was ever over.
     opened: bool,
+    /// Whether the host's end has refused it.
+    refused: bool,
+    /// It is about to go to another worker, and asks nothing more of its socket.
+    migrating: bool,
+    /// It has come from another worker, whose queue the guest sends to yet.
+    steers: bool,
+    /// Payload bytes carried since then, both ways.
+    carried: u32,
+    carried_since: Time,
     to_host: ToHost,
     to_guest: ToGuest,
     /// When the guest was last heard or data last came from the host.
@@ -142,10 +155,21 @@ impl TcpFlow {
     ) -> Self {
         let iss = initial_number(ctx, key, secret);
         Self {
-            dirty: false,
-            phase: Phase::Connecting,
             mac,
             mss: segment_size(ctx, key, syn),
+            to_host: ToHost::new(syn.seq.wrapping_add(1), syn.scale.map(|_| WINDOW_SCALE)),
+            to_guest: ToGuest::new(iss, syn.scale.unwrap_or(0), syn),
+            ..Self::blank(ctx.now)
+        }
+    }
+
+    /// One of which nothing is known.
+    fn blank(now: Time) -> Self {
+        Self {
+            dirty: false,
+            phase: Phase::Connecting,
+            mac: [0; 6],
+            mss: 0,
             tries: 0,
             ack_owed: false,
             late_since: None,
@@ -154,9 +178,14 @@ impl TcpFlow {
             undrained: false,
             lender: None,
             opened: false,
-            to_host: ToHost::new(syn.seq.wrapping_add(1), syn.scale.map(|_| WINDOW_SCALE)),
-            to_guest: ToGuest::new(iss, syn.scale.unwrap_or(0), syn),
-            active: ctx.now,
+            refused: false,
+            migrating: false,
+            steers: false,
+            carried: 0,
+            carried_since: now,
+            to_host: ToHost::new(0, None),
+            to_guest: ToGuest::opening(0),
+            active: now,
             probes: 0,
             probe_at: None,
         }
@@ -170,6 +199,11 @@ impl TcpFlow {
     /// Whether the handshake with the guest is over, and perhaps the connection by now.
     pub fn has_opened(&self) -> bool {
         self.opened
+    }
+
+    /// Whether there was nobody to connect to.
+    pub fn was_refused(&self) -> bool {
+        self.refused
     }
 
     /// Connect attempts so far that failed; counts one more.
@@ -186,12 +220,33 @@ impl TcpFlow {
         self.active = ctx.now;
         self.phase = match result {
             Ok(()) => Phase::SynAck { sent: false },
-            Err(errno) => Phase::Ended(close::after_failed_connect(errno)),
+            Err(errno) => {
+                self.refused = !is_shortage(errno);
+                Phase::Ended(close::after_failed_connect(errno))
+            }
         };
+    }
+
+    /// Whether it has carried much in a short time; asks once for each [`BULK_BYTES`].
+    pub fn note_bulk(&mut self, now: Time) -> bool {
+        if self.carried < BULK_BYTES {
+            return false;
+        }
+        self.carried = 0;
+        let since = std::mem::replace(&mut self.carried_since, now);
+        now - since <= BULK_WITHIN
     }
 
     /// Does all that is due. The one place that emits actions for the flow.
     pub fn serve(&mut self, ctx: &mut Ctx<'_>, id: FlowId, key: &FlowKey) -> Next {
+        if self.migrating && self.phase == Phase::Open {
+            // What the guest sends goes on, or it would fill the slots; and what the socket has brought.
+            self.to_host.serve(ctx, id);
+            self.to_guest.write(ctx, id, key, self.mac, self.mss, &mut self.to_host);
+            self.ack_owed = true;
+            self.late_since = None;
+            return Next::Live(self.deadline());
+        }
         match self.phase {
             Phase::Connecting | Phase::Asking => return Next::Live(None),
             Phase::Ended(end) => {
@@ -219,8 +274,12 @@ impl TcpFlow {
             }
             Phase::SynAck { sent: true } | Phase::Syn { sent: true } => {}
             Phase::Open => {
+                if std::mem::take(&mut self.steers) {
+                    self.steer(ctx, key);
+                }
                 self.to_host.serve(ctx, id);
-                self.to_guest.serve(ctx, id, key, self.mac, self.mss, &mut self.to_host);
+                self.to_guest.write(ctx, id, key, self.mac, self.mss, &mut self.to_host);
+                self.to_guest.ask(ctx, id, key, self.mss);
                 if self.to_guest.wants_fin() {
                     self.send_fin(ctx, key);
                 }
@@ -416,6 +475,23 @@ impl TcpFlow {
         self.send(ctx, key, &header);
     }
 
+    /// A frame for the guest's kernel to learn our queue from before it sends any more data: it hands a frame to TCP first, which
+    /// answers in the same breath, and only then notes by which queue it came (`tun_get_user`, drivers/net/tun.c). An
+    /// ACK, even an old one, would have it send what it still may. A segment before the window, as of a keep-alive, is
+    /// answered by an ACK and no more (RFC 9293 section 3.10.7.4).
+    fn steer(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey) {
+        let (ack, window) = self.to_host.told();
+        let header = Header {
+            control: TcpControl::None,
+            seq: self.to_guest.unacknowledged().wrapping_sub(1),
+            ack: Some(ack),
+            window,
+            mss: None,
+            scale: None,
+        };
+        self.send(ctx, key, &header);
+    }
+
     fn send(&mut self, ctx: &mut Ctx<'_>, key: &FlowKey, header: &Header) {
         self.late_since = None;
         let Some(mut slot) = ctx.control_slot() else { return };
@@ -423,6 +499,11 @@ impl TcpFlow {
             ctx.write(slot);
         }
     }
+}
+
+/// Whether it is ourselves who lack something.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(errno.0, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
 }
 
 /// Our first sequence number of a connection (RFC 6528): a clock of 4 us, and a keyed hash.

@@ -18,9 +18,9 @@ impl TcpFlow {
         let iss = initial_number(ctx, key, secret);
         Self {
             phase: Phase::Asking,
-            to_host: ToHost::new(0, None),
+            mss: segment_size(ctx, key, &Segment::default()),
             to_guest: ToGuest::opening(iss),
-            ..Self::new(ctx, key, [0; 6], &Segment::default(), secret)
+            ..Self::blank(ctx.now)
         }
     }
 

@@ -8,7 +8,8 @@ use super::super::Ctx;
 use super::segment::before;
 use crate::arena::{Chain, Slot};
 use crate::limits::{
-    BLOCK_BYTES, BLOCKS_RESERVED, HEADROOM, PIECE_BYTES, PIECES_MAX, SLOTS_MAX, STALL,
+    BLOCK_BYTES, BLOCKS_RESERVED, HEADROOM, PIECE_BYTES, PIECES_MAX, SLOTS_FOR_READS, SLOTS_MAX,
+    STALL,
 };
 use crate::time::Time;
 
@@ -27,6 +28,41 @@ pub(super) struct Retained {
 impl Retained {
     pub(super) fn new() -> Self {
         Self { chain: Chain::new(), mark: None }
+    }
+
+    /// Copies of all bytes, if they are those from `una` on; `None`: some are being written, or written again.
+    pub(super) fn copy_from(&self, una: u32) -> Option<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(self.chain.bytes() as usize);
+        let mut whole = true;
+        self.chain.for_each(|slot| {
+            whole = slot.seq == una.wrapping_add(bytes.len() as u32);
+            bytes.extend_from_slice(slot.bytes());
+            whole
+        });
+        whole.then_some(bytes)
+    }
+
+    /// Such bytes in slots, each with payload for one frame of at most `frame` bytes. `None`: there are not slots enough.
+    pub(super) fn of(ctx: &mut Ctx<'_>, una: u32, bytes: &[u8], frame: usize) -> Option<Self> {
+        let slots = bytes.len().div_ceil(frame) as u32;
+        if ctx.pools.large.available() < slots + SLOTS_FOR_READS {
+            return None;
+        }
+        let mut retained = Self::new();
+        let mut seq = una;
+        for part in bytes.chunks(frame) {
+            let mut slot = ctx.pools.large.take_above(SLOTS_FOR_READS)?;
+            slot.set_range(HEADROOM, part.len());
+            slot.bytes_mut().copy_from_slice(part);
+            slot.seq = seq;
+            seq = seq.wrapping_add(part.len() as u32);
+            ctx.stats.copied_bytes += part.len() as u64;
+            retained.chain.push_back(slot);
+        }
+        if !bytes.is_empty() {
+            retained.note_write(seq, ctx.now);
+        }
+        Some(retained)
     }
 
     /// Slots they occupy.
