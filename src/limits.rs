@@ -93,18 +93,22 @@ pub const MIGRATE_HUSH_GAP: Millis = Millis(5);
 pub const MIGRANTS: usize = WORKERS_MAX;
 
 /// Connections of the guest by a worker to one host address that may come to nothing at once, or be under way. Not more
-/// may be begun until they work; where the last one worked, [`OPENINGS_MOST`] may.
-pub const OPENINGS_ADDRESS_MOST: u32 = 1024;
+/// may be begun until they work; where the last one worked, [`OPENINGS_PROVEN_MOST`] may.
+pub const OPENINGS_ADDRESS_MOST: u32 = 512;
 /// How often time brings one more.
-pub const OPENINGS_ADDRESS_EVERY: Millis = Millis(2);
-/// The same to all addresses.
-pub const OPENINGS_MOST: u32 = 2048;
-/// See [`OPENINGS_MOST`]. A thousand refused connections cost a worker about a twentieth of a second.
-pub const OPENINGS_EVERY: Millis = Millis(1);
+pub const OPENINGS_ADDRESS_EVERY: Millis = Millis(4);
+/// The same to all addresses. A thousand refused connections cost a worker a tenth of a second at most.
+pub const OPENINGS_MOST: u32 = 1024;
+/// See [`OPENINGS_MOST`].
+pub const OPENINGS_EVERY: Millis = Millis(2);
+/// The same to endpoints to which the last connection worked.
+pub const OPENINGS_PROVEN_MOST: u32 = 4096;
+/// See [`OPENINGS_PROVEN_MOST`].
+pub const OPENINGS_PROVEN_EVERY: Millis = Millis(1);
 /// Places for host addresses, each with its own count.
 pub const OPENINGS_ADDRESSES: usize = 256;
-/// Places for host endpoints to which the last connection worked.
-pub const OPENINGS_PROVEN: usize = 1024;
+/// Places for endpoints to which the last connection worked.
+pub const OPENINGS_PROOFS: usize = 1024;
 
 /// Flows of all kinds one worker keeps; each holds one descriptor of the process, whose limit all
 /// workers share.

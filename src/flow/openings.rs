@@ -25,7 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use super::key::{FlowKey, Proto};
 use crate::limits::{
     OPENINGS_ADDRESS_EVERY, OPENINGS_ADDRESS_MOST, OPENINGS_ADDRESSES, OPENINGS_EVERY,
-    OPENINGS_MOST, OPENINGS_PROVEN,
+    OPENINGS_MOST, OPENINGS_PROOFS, OPENINGS_PROVEN_EVERY, OPENINGS_PROVEN_MOST,
 };
 use crate::time::{Millis, Time};
 
@@ -86,12 +86,11 @@ impl Openings {
     /// Full purses; `secret` keys the hashes.
     pub fn new(secret: [u64; 2], now: Time) -> Self {
         let address = Purse::new(OPENINGS_ADDRESS_MOST, OPENINGS_ADDRESS_EVERY, now);
-        let all = Purse::new(OPENINGS_MOST, OPENINGS_EVERY, now);
         Self {
             addresses: vec![address; OPENINGS_ADDRESSES].into(),
-            all,
-            proven: all,
-            proofs: vec![None; OPENINGS_PROVEN].into(),
+            all: Purse::new(OPENINGS_MOST, OPENINGS_EVERY, now),
+            proven: Purse::new(OPENINGS_PROVEN_MOST, OPENINGS_PROVEN_EVERY, now),
+            proofs: vec![None; OPENINGS_PROOFS].into(),
             secret,
         }
     }
@@ -147,7 +146,7 @@ impl Openings {
     }
 
     fn proof(&mut self, hash: u32) -> &mut Option<u32> {
-        &mut self.proofs[hash as usize % OPENINGS_PROVEN]
+        &mut self.proofs[hash as usize % OPENINGS_PROOFS]
     }
 
     fn hash(&self, host: SocketAddr) -> u32 {

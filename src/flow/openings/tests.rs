@@ -70,7 +70,7 @@ fn all_addresses_together_have_no_more_than_all() {
     let now = BEGIN + Millis(100);
     assert_eq!(failures(&mut openings, hosts(), now), 100 / OPENINGS_EVERY.0 as u32);
     // Those whose address had one left, and all together had not, have kept it.
-    let now = BEGIN + Millis(100) + Millis(OPENINGS_ADDRESS_MOST.into());
+    let now = now + Millis(u64::from(OPENINGS_MOST) * OPENINGS_EVERY.0);
     assert_eq!(failures(&mut openings, scan(201), now), OPENINGS_ADDRESS_MOST);
 }
 
@@ -85,13 +85,13 @@ fn what_worked_is_proven_until_it_fails() {
     failures(&mut openings, others(), BEGIN);
     assert_eq!(failures(&mut openings, everyone().skip(1).step_by(7), BEGIN), 0);
     // Neither the address nor all have any left.
-    for _ in 0..2 * OPENINGS_MOST {
+    for _ in 0..2 * OPENINGS_PROVEN_MOST {
         assert_eq!(openings.take(&server, BEGIN), Some(Lender::Proven));
         openings.worked(&server, Lender::Proven);
     }
     assert_eq!(openings.take(&to(host(1, 81)), BEGIN), None);
     openings.failed(&to(host(1, 81)));
-    for _ in 0..OPENINGS_MOST {
+    for _ in 0..OPENINGS_PROVEN_MOST {
         assert_eq!(openings.take(&server, BEGIN), Some(Lender::Proven));
     }
     assert_eq!(openings.take(&server, BEGIN), None, "too many under way");
