@@ -266,6 +266,28 @@ fn one_that_ends_or_is_watched_stays() {
 }
 
 #[test]
+fn a_watch_that_was_cancelled_is_renewed() {
+    let (_, [mut a, _]) = beds(100);
+    let (flow, ours) = connection(&mut a);
+    // The guest has no room: its window is the 14th and 15th byte of TCP.
+    let mut shut = segment(guest(), server(), 101, ours, 0x10);
+    let window = shut.len() - 6;
+    shut[window..window + 2].fill(0);
+    a.send(&shut);
+    cancelled(&mut a, flow);
+    let watches =
+        |bed: &mut Bed| kinds(bed).iter().filter(|k| k.starts_with("TcpPollError")).count();
+    assert_eq!(watches(&mut a), 1);
+    a.stack.set_out(flow, 1, a.now);
+    let errno = Errno(libc::ECANCELED);
+    a.stack.handle_event(Event::TcpHangup { flow, errno }, a.now);
+    assert_eq!(kinds(&mut a), ["migrate"]);
+    a.now = a.now + MIGRATE_PATIENCE;
+    assert!(matches!(a.stack.linger(a.now), Leave::Stays));
+    assert_eq!(watches(&mut a), 1);
+}
+
+#[test]
 fn without_a_descriptor_it_stays() {
     let (_, [mut a, _]) = beds(2);
     let (flow, _) = connection(&mut a);
