@@ -73,7 +73,6 @@ impl Balance {
 
     /// One is not here any more.
     pub(super) fn forget(&mut self, id: FlowId) {
-        // Mostly empty.
         self.bulk.retain(|&(known, _)| known != id);
     }
 }

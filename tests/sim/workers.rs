@@ -501,7 +501,6 @@ fn connections_change_their_worker() {
         handed += crew.count(|m| m.stack.stats().handed_over);
     }
     assert!(moved > 1_000 && handed > 2_000, "{moved} connections, {handed} frames");
-
     assert!(stayed * 4 < moved, "{stayed} stayed, {moved} moved");
     assert!(held_up > 100, "{held_up} stayed for what could not be cancelled");
     assert!(postponed > 100, "{postponed} arrivals were tried again");

@@ -30,15 +30,16 @@ pub(super) fn after_failed_connect(errno: Errno) -> End {
         libc::EHOSTUNREACH | libc::EHOSTDOWN => End::Unreachable(Unreachable::Host),
         libc::EACCES | libc::EPERM => End::Unreachable(Unreachable::Prohibited),
         // Resources of ours: another try may fare better, and a RST is what a full server sends.
-        libc::EMFILE
-        | libc::ENFILE
-        | libc::ENOBUFS
-        | libc::ENOMEM
-        | libc::EADDRNOTAVAIL
-        | libc::EAGAIN => End::ResetGuest,
+        libc::EADDRNOTAVAIL => End::ResetGuest,
+        _ if is_shortage(errno) => End::ResetGuest,
         libc::ETIMEDOUT => End::Silent,
         _ => End::Unreachable(Unreachable::Net),
     }
+}
+
+/// Whether it is ourselves who lack something.
+pub(super) fn is_shortage(errno: Errno) -> bool {
+    matches!(errno.0, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ const HUNGRY: Millis = Millis(8);
 /// A host that has ended its stream is watched for errors after this long; most flows are over by then.
 const WATCH: Millis = Millis(1000);
 /// Payload of the largest frame, behind the headers of either IP version.
-const FRAME_PAYLOAD: usize = IP_LEN_MAX - 60;
+const FRAME_PAYLOAD: u32 = IP_LEN_MAX as u32 - 60;
 /// First interval of zero-window probes.
 const PROBE_MIN: Millis = Millis(1000);
 
@@ -179,9 +179,8 @@ impl ToGuest {
     /// The opposite. `None`: slots are short.
     pub(super) fn unpack(ctx: &mut Ctx<'_>, packed: &Packed, mss: u16) -> Option<Self> {
         let Packed { una, edge, window_max, wl, scale, quota, retained: ref bytes } = *packed;
-        let mss = usize::from(mss.max(1));
-        let frame = (FRAME_PAYLOAD / mss).max(1) * mss.min(FRAME_PAYLOAD);
-        let retained = Retained::of(ctx, una, bytes, frame)?;
+        let frame = whole_segments(FRAME_PAYLOAD, u32::from(mss.max(1)), FRAME_PAYLOAD);
+        let retained = Retained::of(ctx, una, bytes, frame as usize)?;
         let next = una.wrapping_add(bytes.len() as u32);
         let new = Self::opening(una);
         let mut direction = Self { una, next, edge, window_max, wl, scale, quota, retained, ..new };
@@ -339,9 +338,7 @@ impl ToGuest {
         // The largest payload of one frame: the IPv6 payload length counts no IP header.
         let frame = IP_LEN_MAX as u32 - if v4 { 40 } else { 20 };
         if room >= mss {
-            // Whole segments, so that no frame ends in a small one. MSS first, then the frame's
-            // bound: at the largest MTU the MSS nearly is the bound.
-            return (room.min(frame) / mss).max(1) * mss.min(frame);
+            return whole_segments(room.min(frame), mss, frame);
         }
         // Silly window avoidance (RFC 9293 section 3.8.6.2.1).
         if flight == 0 || room >= (self.window_max / 2).max(1) { room.min(frame) } else { 0 }
@@ -459,6 +456,12 @@ impl ToGuest {
         let rto = if self.outstanding() { self.rto_at } else { None };
         [rto, self.retained.stalled_at(), self.again_at].into_iter().flatten().min()
     }
+}
+
+/// Whole segments of so many bytes, so that no frame ends in a small one. MSS first, then the frame's bound: at the largest
+/// MTU the MSS nearly is the bound.
+fn whole_segments(bytes: u32, mss: u32, frame: u32) -> u32 {
+    (bytes / mss).max(1) * mss.min(frame)
 }
 
 /// Writes a data segment, which carries the newest ACK and window; the slot comes back.

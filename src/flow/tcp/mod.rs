@@ -221,7 +221,7 @@ impl TcpFlow {
         self.phase = match result {
             Ok(()) => Phase::SynAck { sent: false },
             Err(errno) => {
-                self.refused = !is_shortage(errno);
+                self.refused = !close::is_shortage(errno);
                 Phase::Ended(close::after_failed_connect(errno))
             }
         };
@@ -499,11 +499,6 @@ impl TcpFlow {
             ctx.write(slot);
         }
     }
-}
-
-/// Whether it is ourselves who lack something.
-fn is_shortage(errno: Errno) -> bool {
-    matches!(errno.0, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
 }
 
 /// Our first sequence number of a connection (RFC 6528): a clock of 4 us, and a keyed hash.
