@@ -27,6 +27,7 @@ const STEPS: &[&str] = &[
     "tcp --inbound --streams 4 --mtu 1500",
     "udp --inbound",
     "crr --inbound",
+    "wan --streams 1,4",
     "ports",
     "fair",
 ];

@@ -4,6 +4,8 @@
 //!   guest (user and net namespace of an ordinary user) --TAP-- forwarder --sockets-- host --veth-- remote
 //! ```
 //!
+//! Where the path is to be a long one, a line of our own takes the veth pair's place (`tool::line`).
+//!
 //! A cell is a process with its own PID, mount and network namespace: the network namespace is the
 //! *host*, its processes hold the others, and when it ends, by whatever cause, the kernel kills what is
 //! left in its PID namespace. It ends with the lab by `PR_SET_PDEATHSIG`. So nothing has a name that could
@@ -12,7 +14,8 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -30,6 +33,7 @@ use serde_json::json;
 use crate::cell::Cell;
 use crate::forwards::Forward;
 use crate::load::{self, Load};
+use crate::tool::line::{HOST_END, REMOTE_END};
 use crate::{Context, Res, proc, tool};
 
 /// Address of the host on the veth pair (TEST-NET-2, RFC 5737).
@@ -45,9 +49,6 @@ const DESCRIPTORS: u64 = 65536;
 /// The ordinary user that owns the guest and runs the forwarder. Nobody has it: it needs no entry
 /// anywhere.
 const USER: u32 = 60001;
-/// Why there is no long path.
-pub(crate) const NO_NETEM: &str =
-    "a long path cannot be made: this kernel has no netem (CONFIG_NET_SCH_NETEM, module sch_netem)";
 /// How long a process may take to come up.
 pub(crate) const START: Duration = Duration::from_secs(10);
 
@@ -57,6 +58,8 @@ pub(crate) struct Bed {
     remote: Proc,
     /// Holds the guest's user and network namespace. Empty: attaching is the forwarder's task.
     guest: Proc,
+    /// Carries frames between host and remote, where no veth pair does.
+    line: Option<Proc>,
     /// Another guest, which a forwarder has made itself: a process in it.
     made: Option<u32>,
     /// Connections are made from the remote, by forwarded ports.
@@ -80,26 +83,20 @@ impl Bed {
     fn build(cell: &Cell) -> Res<Self> {
         let remote = hold(Place::Host, "remote")?;
         let guest = hold(Place::User, "guest")?;
-        let bed = Self { remote, guest, made: None, inbound: cell.inbound };
-        let peer = bed.remote.pid().to_string();
-        let mtu = cell.mtu.to_string();
+        let mut bed = Self { remote, guest, line: None, made: None, inbound: cell.inbound };
         bed.ip(Place::Host, "link set lo up")?;
-        bed.ip(
-            Place::Host,
-            &format!("link add host0 mtu {mtu} type veth peer name remote0 mtu {mtu} netns {peer}"),
-        )?;
-        bed.ip(Place::Host, &format!("address add {HOST}/24 dev host0"))?;
-        bed.ip(Place::Host, "link set host0 up")?;
-        bed.ip(Place::Remote, &format!("address add {REMOTE}/24 dev remote0"))?;
-        bed.ip(Place::Remote, "link set remote0 up")?;
+        bed.join(cell.load.delay_ms(), cell.mtu)?;
+        bed.ip(Place::Host, &format!("address add {HOST}/24 dev {HOST_END}"))?;
+        bed.ip(Place::Host, &format!("link set {HOST_END} up"))?;
+        bed.ip(Place::Remote, &format!("address add {REMOTE}/24 dev {REMOTE_END}"))?;
+        bed.ip(Place::Remote, &format!("link set {REMOTE_END} up"))?;
         // pasta takes its addresses from the interface with the default route.
         bed.ip(Place::Host, &format!("route add default via {REMOTE}"))?;
         if cell.load.ip() == 6 {
-            bed.ip(Place::Host, &format!("address add {HOST6}/64 dev host0 nodad"))?;
-            bed.ip(Place::Remote, &format!("address add {REMOTE6}/64 dev remote0 nodad"))?;
+            bed.ip(Place::Host, &format!("address add {HOST6}/64 dev {HOST_END} nodad"))?;
+            bed.ip(Place::Remote, &format!("address add {REMOTE6}/64 dev {REMOTE_END} nodad"))?;
             bed.ip(Place::Host, &format!("route add default via {REMOTE6}"))?;
         }
-        bed.delay(cell.load.delay_ms())?;
         // A connection per request uses up the default's 28,000 ports within seconds; that of the guest
         // is set by its root.
         for place in [Place::Host, Place::Guest] {
@@ -109,22 +106,56 @@ impl Bed {
         Ok(bed)
     }
 
-    /// Makes the veth pair a long one.
-    fn delay(&self, ms: u32) -> Res<()> {
+    /// Makes what lies between host and remote: `ms` milliseconds each way.
+    fn join(&mut self, ms: u32, mtu: u16) -> Res<()> {
+        let remote = self.remote.pid().to_string();
         if ms == 0 {
-            return Ok(());
+            let peer = format!("type veth peer name {REMOTE_END} mtu {mtu} netns {remote}");
+            return self.ip(Place::Host, &format!("link add {HOST_END} mtu {mtu} {peer}"));
         }
-        for (place, device) in [(Place::Host, "host0"), (Place::Remote, "remote0")] {
-            let mut tc = self.command(place, "tc");
-            tc.args(["qdisc", "add", "dev", device, "root", "netem"]);
-            // As many packets as may be on their way: the default of 1,000 would be a limit of its own.
-            tc.args(["delay", &format!("{ms}ms"), "limit", "200000"]);
-            run(&mut tc).map_err(|e| match e.contains("qdisc kind is unknown") {
-                true => NO_NETEM.to_owned(),
-                false => e,
-            })?;
+        let mut line = self.command(Place::Host, "/proc/self/exe");
+        let mut line = Proc::start(line.args(["__tool", "line", &remote, &ms.to_string()]))?;
+        line.line_within(START)?;
+        self.line = Some(line);
+        self.ip(Place::Host, &format!("link set {HOST_END} mtu {mtu}"))?;
+        self.ip(Place::Remote, &format!("link set {REMOTE_END} mtu {mtu}"))
+    }
+
+    /// The time that a SYN and its answer take between host and remote, milliseconds: no less than a long
+    /// path is to take. `None` where there is a veth pair.
+    fn path_ms(&self, ms: u32) -> Res<Option<f64>> {
+        if self.line.is_none() {
+            return Ok(None);
         }
-        Ok(())
+        // Nobody listens there. The first one waits for ARP as well.
+        let refused = || {
+            let begin = proc::now();
+            match TcpStream::connect((REMOTE, 9)) {
+                Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(begin.elapsed()),
+                other => Err(format!("a connection to nobody over the line: {other:?}")),
+            }
+        };
+        refused()?;
+        let took = refused()?.as_secs_f64() * 1e3;
+        if took < f64::from(2 * ms) {
+            return Err(format!("the line answers within {took} ms: it should be {}", 2 * ms));
+        }
+        Ok(Some(took))
+    }
+
+    /// Frames that found no room where they enter the line, both ways.
+    fn line_drops(&self) -> Res<Option<u64>> {
+        if self.line.is_none() {
+            return Ok(None);
+        }
+        let of = |place, end| {
+            let table = self.table(place, "dev")?;
+            // proc(5): eight fields of receive, then bytes, packets, errors and drops of transmit.
+            let line = table.lines().find_map(|l| l.trim().strip_prefix(end)?.strip_prefix(':'));
+            let drops = line.and_then(|l| l.split_whitespace().nth(11)?.parse::<u64>().ok());
+            drops.ok_or_else(|| format!("no {end} in /proc/net/dev"))
+        };
+        Ok(Some(of(Place::Host, HOST_END)? + of(Place::Remote, REMOTE_END)?))
     }
 
     /// Where the ends are: one in the remote, the other in the guest, or without one on the host.
@@ -492,7 +523,12 @@ fn measure(cell: &OsStr) -> Res<serde_json::Value> {
         _ => None,
     };
     let (forwarder, ready) = cell.forwarder.attach(&mut bed, &cell)?;
+    let path_ms = bed.path_ms(cell.load.delay_ms())?;
     let mut sample = load::run(&bed, forwarder, &cell, sockets_before)?;
+    if let (Some(ms), Some(drops)) = (path_ms, bed.line_drops()?) {
+        sample["path_ms"] = json!(ms);
+        sample["path_drops"] = json!(drops);
+    }
     sample["ready_ms"] = json!(ready.as_secs_f64() * 1e3);
     Ok(sample)
 }

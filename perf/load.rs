@@ -26,7 +26,7 @@ pub(crate) enum Load {
         direction: Direction,
         /// IP version.
         ip: u32,
-        /// Added to each way of the veth pair, milliseconds.
+        /// Each way between host and remote, milliseconds; 0: a veth pair.
         delay_ms: u32,
     },
     /// Datagrams at the highest rate that arrives.
@@ -123,6 +123,9 @@ const RATE: Figure = figure("rate", "per second", 1.0, true);
 const P50: Figure = figure("p50_us", "p50 us", 1.0, false);
 const P99: Figure = figure("p99_us", "p99 us", 1.0, false);
 const CPU_OP: Figure = figure("cpu_us_per_op", "CPU us each", 1.0, false);
+const RETRIED: Figure = figure("retransmits", "sent again", 1.0, false);
+const PATH: Figure = figure("path_ms", "path ms", 1.0, false);
+const DROPS: Figure = figure("path_drops", "path drops", 1.0, false);
 const LOST: Figure = figure("lost", "lost", 1.0, false);
 
 impl Load {
@@ -142,6 +145,9 @@ impl Load {
                         PEAK,
                     ]
                 }
+            }
+            Self::Tcp { delay_ms: 1.., .. } => {
+                const { &[GBPS, CPU_GB, RETRIED, PATH, DROPS, PEAK] }
             }
             Self::Tcp { .. } => const { &[GBPS, CPU_GB, RSS, IDLE, PEAK] },
             Self::Udp { .. } => {
@@ -246,7 +252,7 @@ impl Load {
         if let Self::Tcp { ip, .. } = self { *ip } else { 4 }
     }
 
-    /// Delay on each way of the veth pair, milliseconds.
+    /// Delay on each way between host and remote, milliseconds.
     pub(crate) fn delay_ms(&self) -> u32 {
         if let Self::Tcp { delay_ms, .. } = self { *delay_ms } else { 0 }
     }

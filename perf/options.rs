@@ -27,7 +27,7 @@ Each through direct veth, ringtap, slirp4netns and pasta, in paired rounds:
   startup      from exec until it says that it is ready (--rounds 20)
   idle         wake-ups, CPU time and memory of --secs (60) without traffic (--rounds 1)
   memory       per idle connection, from 1,000 to 10,000 (--rounds 1)
-  wan          bulk, over a path of 20 ms there and back (netem)
+  wan          bulk, over a path of 20 ms there and back: two TAPs and a process that holds frames
   ports        start-up with 1 and 10,000 forwarded TCP ports, and the memory they take; slirp4netns
                gets them by its API (those of 30 s), as it has no other way
   fair         bulk (--streams 4, --secs 3, three times) beside a server or a guest that never reads, and

@@ -14,6 +14,7 @@ use crate::{Context, Res};
 
 pub(crate) mod echo;
 pub(crate) mod flood;
+pub(crate) mod line;
 pub(crate) mod nuisance;
 
 /// The first port the servers use.
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &[OsString]) -> Res<()> {
         ["stall-server"] => nuisance::serve(),
         ["stall", at, sender] => nuisance::stall(at, *sender == "client"),
         ["syns", at] => nuisance::syns(at),
+        ["line", remote, ms] => line::lay(number(remote)?, number(ms)?),
         ["garbage", at] => nuisance::garbage(at),
         _ => Err(format!("no tool {words:?}")),
     }
