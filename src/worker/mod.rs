@@ -358,7 +358,7 @@ impl Worker {
             self.serve_coming();
             self.serve_listeners()?;
             self.feed_hungry()?;
-            self.stack.handle_timeout(self.now);
+            self.handle_timeout();
             loop {
                 while let Some(action) = self.stack.poll_action(self.now) {
                     self.submit(action)?;
@@ -373,6 +373,20 @@ impl Worker {
             }
             self.rearm()?;
             self.stack.stats_mut().turns += 1;
+        }
+    }
+
+    /// Has the core do what is due. What flows held that end so, with nobody sending any more, is given back like what
+    /// comes and goes.
+    fn handle_timeout(&mut self) {
+        let lent = |stack: &Stack| {
+            let pools = stack.pools();
+            pools.large.lent() + pools.small.lent()
+        };
+        let before = lent(&self.stack);
+        self.stack.handle_timeout(self.now);
+        if lent(&self.stack) < before {
+            self.note_use();
         }
     }
 
@@ -440,6 +454,8 @@ impl Worker {
         for ring in [&mut self.from_tap, &mut self.from_host, &mut self.dgrams] {
             ring.trim();
         }
+        self.handed.trim();
+        self.team.trim(self.me);
         self.trim_at = None;
     }
 

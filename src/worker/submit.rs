@@ -238,16 +238,13 @@ impl Worker {
 
     /// Copies a frame into another worker's inbox, and rings.
     fn hand_over(&mut self, worker: u8, slot: &Slot, about: Handed) -> io::Result<()> {
-        let ring = match self.team.post(worker, slot.bytes(), about) {
-            Posted::Quietly => return Ok(()),
-            Posted::Full => {
-                self.stack.handle_lost(worker, about, Drop::HandOverFull);
-                return Ok(());
-            }
-            Posted::Ring(ring) => ring,
-        };
+        let posted = self.team.post(worker, slot.bytes(), about);
+        if matches!(posted, Posted::Full) {
+            self.stack.handle_lost(worker, about, Drop::HandOverFull);
+            return Ok(());
+        }
         self.stack.stats_mut().copied_bytes += slot.len() as u64;
-        self.ring_bell(worker, ring)
+        if let Posted::Ring(ring) = posted { self.ring_bell(worker, ring) } else { Ok(()) }
     }
 
     /// Tells another worker that something is in its inbox.

@@ -199,6 +199,13 @@ impl Team {
         inbox.rung.store(false, Ordering::Release);
         std::mem::swap(&mut *inbox.frames.lock().unwrap_or_else(PoisonError::into_inner), empty);
     }
+
+    /// Gives back the memory of a member's inbox, while nothing is in it.
+    pub(super) fn trim(&self, me: u8) {
+        if let Some(inbox) = self.inboxes.get(usize::from(me)) {
+            inbox.frames.lock().unwrap_or_else(PoisonError::into_inner).trim();
+        }
+    }
 }
 
 /// Descriptors that workers and ports may hold together: the process's limit, less what it needs otherwise.
@@ -266,13 +273,17 @@ impl Frames {
         Some((frame, Handed { cut: word & CUT != 0, placed: word & PLACED != 0 }))
     }
 
-    /// Forgets all. Memory of a burst is given back, that of a trickle is kept.
+    /// Forgets all, and keeps the memory: more comes soon, or it is [`Self::trim`]med.
     pub(super) fn clear(&mut self) {
-        if self.bytes.capacity() > SLOT_BYTES {
-            self.bytes = Vec::new();
-        }
         self.bytes.clear();
         (self.count, self.at) = (0, 0);
+    }
+
+    /// Gives memory back, where it is not in use.
+    pub(super) fn trim(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
     }
 }
 
@@ -326,6 +337,13 @@ mod tests {
         assert_eq!(team.post(9, b"nobody", PLAIN), Posted::Full);
         frames.clear();
         assert!(frames.is_empty());
+        // Memory stays for the next ones, until it is asked for; what waits stays in any case.
+        assert!(frames.bytes.capacity() > 0);
+        frames.trim();
+        assert_eq!(frames.bytes.capacity(), 0);
+        team.trim(1);
+        team.take(1, &mut frames);
+        assert!(frames.next().is_some_and(|(frame, _)| frame == large));
     }
 
     #[test]

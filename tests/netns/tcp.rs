@@ -266,6 +266,36 @@ fn fill_the_way(socket: &TcpStream) {
     assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
 }
 
+/// Resident memory of a process, KiB.
+fn resident(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().strip_suffix(" kB")?.parse().ok()).expect("VmRSS")
+}
+
+/// What backlogs take goes back to the system when they are gone, and with that the traffic.
+#[test]
+fn memory_of_a_stall_is_given_back() {
+    need!();
+    not_slirp!("has few and fixed buffers");
+    let (bed, guest, proc) = Bed::up(&With::defaults());
+    let pairs: Vec<_> = (0..8).map(|_| pair(&guest, &bed.remote, Family::V4.remote())).collect();
+    let before = resident(proc.pid());
+    std::thread::scope(|scope| {
+        for (inside, _) in &pairs {
+            scope.spawn(|| fill_the_way(inside));
+        }
+    });
+    let full = resident(proc.pid());
+    assert!(full > before + 4096, "nothing waits: {before} KiB, then {full}");
+    for (inside, outside) in pairs {
+        reset(inside);
+        expect_reset(&outside);
+    }
+    let least = before + (full - before) / 4;
+    eventually("the memory is given back", || resident(proc.pid()) < least);
+}
+
 /// A reset that the stopped side sends, at the other side's full window.
 #[test]
 fn reset_by_a_side_that_does_not_read() {
