@@ -25,7 +25,7 @@ pub(super) struct Balance {
     uneven_since: Option<Time>,
     rest_until: Time,
     /// How many in a row could not go.
-    stayed: u32,
+    pub(super) stayed: u32,
 }
 
 impl Balance {

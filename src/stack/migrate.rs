@@ -127,8 +127,11 @@ impl Stack {
     /// The connection that is about to go stays. There may be actions afterwards.
     pub fn stay(&mut self, now: Time) {
         let Some(Leaving { flow: id, .. }) = self.leaving.take() else { return };
-        self.balance.stayed(now);
         if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+            // Not for one that goes no more because it ends.
+            if flow.may_migrate() {
+                self.balance.stayed(now);
+            }
             flow.stay();
             self.mark(id);
         }

@@ -261,6 +261,7 @@ fn one_that_ends_or_is_watched_stays() {
         let expected = ["frame 0x11 of 0", "TcpShutdown", "close", "close"][case];
         assert!(said.iter().any(|s| s.starts_with(expected)), "{case}: {said:?}");
         assert_eq!(directory.len(), usize::from(case < 2), "{case}");
+        assert_eq!(a.stack.balance.stayed, 0, "{case}: that is no reason to rest");
         assert_eq!(a.stack.stats().migrated, 0);
     }
 }
@@ -284,7 +285,7 @@ fn a_watch_that_was_cancelled_is_renewed() {
     assert_eq!(kinds(&mut a), ["migrate"]);
     a.now = a.now + MIGRATE_PATIENCE;
     assert!(matches!(a.stack.linger(a.now), Leave::Stays));
-    assert_eq!(watches(&mut a), 1);
+    assert_eq!((watches(&mut a), a.stack.balance.stayed), (1, 1));
 }
 
 #[test]
