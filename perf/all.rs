@@ -16,6 +16,8 @@ use crate::{Context, Res, need_root, plot};
 const STEPS: &[&str] = &[
     "tcp --streams 1",
     "tcp --streams 4",
+    "tcp --streams 16 --mtu 1500",
+    "tcp --streams 4 --mtu 1500 --dir both",
     "udp",
     "rr",
     "crr",

@@ -525,6 +525,9 @@ fn measure(cell: &OsStr) -> Res<serde_json::Value> {
     let (forwarder, ready) = cell.forwarder.attach(&mut bed, &cell)?;
     let path_ms = bed.path_ms(cell.load.delay_ms())?;
     let mut sample = load::run(&bed, forwarder, &cell, sockets_before)?;
+    if let Some(line) = &mut bed.line {
+        line.still_runs().context("line")?;
+    }
     if let (Some(ms), Some(drops)) = (path_ms, bed.line_drops()?) {
         sample["path_ms"] = json!(ms);
         sample["path_drops"] = json!(drops);

@@ -103,7 +103,15 @@ fn measure(work: Work, options: &Options) -> Res<()> {
     need_root()?;
     let machine = Machine::look(&options.ringtap);
     print!("{machine}");
-    let forwarders = work.forwarders(options);
+    let mut forwarders = work.forwarders(options);
+    let missing: Vec<_> = forwarders.extract_if(.., |f| !f.is_installed()).collect();
+    for f in &missing {
+        // Nobody is left out who was asked for.
+        if !options.only.is_empty() {
+            return Err(format!("--only {}: it is not installed", f.label()));
+        }
+        println!("left out:           {}, which is not installed", f.label());
+    }
     let loads = work.loads(options);
     let per_block = forwarders.len().max(1);
     let mut series = Vec::new();
@@ -207,10 +215,11 @@ fn check() -> Res<()> {
         }
     };
     for f in options.forwarders() {
+        if !f.is_installed() {
+            println!("{:<13} left out: it is not installed", f.label());
+            continue;
+        }
         match f.rival() {
-            Some(program) if !rivals::installed(program) => {
-                println!("{:<13} left out: {program} is not installed", f.label());
-            }
             // A rival's own trouble with traffic is no defect of this tree: it only has to come up, and
             // to have ports.
             Some(_) => {

@@ -67,6 +67,11 @@ impl Forwarder {
         }
     }
 
+    /// Whether there is such a program; our own is looked for when it is started.
+    pub(crate) fn is_installed(&self) -> bool {
+        self.rival().is_none_or(installed)
+    }
+
     /// Starts it as the ordinary user, in the foreground, and waits until the guest can speak. `None`:
     /// nothing to start. With the time from its start until it said so, and had its ports.
     pub(crate) fn attach(&self, bed: &mut Bed, cell: &Cell) -> Res<(Option<Proc>, Duration)> {

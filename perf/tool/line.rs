@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,12 +44,16 @@ pub(super) fn lay(remote: u32, ms: u64) -> Res<()> {
     setns(File::open(&path).context(&path)?, CloneFlags::CLONE_NEWNET).context(&path)?;
     let remote = end(REMOTE_END)?;
     let delay = Duration::from_millis(ms);
-    let back = (copy(&remote)?, copy(&host)?);
+    let (far, near) = (copy(&remote)?, copy(&host)?);
     super::say(&serde_json::json!({ "line": ms }))?;
-    let back = thread::spawn(move || carry(back.0, back.1, delay));
-    // Neither way ends but by an error.
-    carry(host, remote, delay)?;
-    back.join().map_err(|_| "the way back has panicked".to_owned())?
+    // Neither way ends but by an error, which ends both.
+    let (said, heard) = mpsc::channel();
+    for (from, to) in [(host, remote), (far, near)] {
+        let said = said.clone();
+        thread::spawn(move || said.send(carry(from, to, delay)));
+    }
+    drop(said);
+    heard.recv().context("a thread of the line")?
 }
 
 /// A TAP of this name in the network namespace that the process is in.

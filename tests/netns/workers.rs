@@ -338,7 +338,7 @@ fn a_worker_that_ends_takes_the_program_along() {
 /// while the other one is well. The program ends, says why, and leaves nothing.
 ///
 /// (A worker that panics is not made to do so here: no input does. In release builds a panic aborts the process, with
-/// its message; elsewhere `LastWord` of src/worker/mod.rs says what happened, by the same notice as here,
+/// its message; elsewhere `LastWord` of src/worker/handle.rs says what happened, by the same notice as here,
 /// and its own test makes a thread panic.)
 #[test]
 fn a_worker_that_fails_takes_the_program_along() {
