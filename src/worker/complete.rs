@@ -8,7 +8,6 @@ use super::Worker;
 use super::packets::peer_gone;
 use super::sock::Watch;
 use super::submit::Writing;
-use super::team::Posted;
 use super::token::{Op, Token};
 use crate::arena::Chain;
 use crate::flow::{Errno, Event, FlowId, Received};
@@ -45,10 +44,10 @@ impl Worker {
                 Ok(())
             }
             Some(Token::Accept(index)) => self.accepted(index, result, cqueue::more(flags)),
-            Some(Token::Bell(worker)) => match self.team.unring(worker as u8) {
-                Posted::Ring(ring) => self.ring_bell(worker as u8, ring),
-                _ => Ok(()),
-            },
+            Some(Token::Bell(worker)) => {
+                let posted = self.team.unring(worker as u8);
+                self.ring_bell(worker as u8, posted)
+            }
             Some(Token::Cancel) | None => Ok(()),
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 
 use super::Worker;
 use super::sock::Sock;
-use super::team::{Connection, Origin, Posted};
+use super::team::{Connection, Origin};
 use super::token::{Op, Token};
 use crate::flow::{Event, FlowId, Received};
 use crate::stack::Leave;
@@ -18,8 +18,7 @@ impl Worker {
         connection: Connection,
     ) -> io::Result<Option<Connection>> {
         match self.team.give(worker, connection) {
-            Ok(Posted::Ring(ring)) => self.ring_bell(worker, ring).map(|()| None),
-            Ok(_) => Ok(None),
+            Ok(posted) => self.ring_bell(worker, posted).map(|()| None),
             Err(back) => Ok(Some(back)),
         }
     }

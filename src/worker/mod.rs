@@ -379,6 +379,10 @@ impl Worker {
     /// Has the core do what is due. What flows held that end so, with nobody sending any more, is given back like what
     /// comes and goes.
     fn handle_timeout(&mut self) {
+        if self.trim_at.is_some() {
+            // It will be.
+            return self.stack.handle_timeout(self.now);
+        }
         let lent = |stack: &Stack| {
             let pools = stack.pools();
             pools.large.lent() + pools.small.lent()

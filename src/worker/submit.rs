@@ -244,11 +244,12 @@ impl Worker {
             return Ok(());
         }
         self.stack.stats_mut().copied_bytes += slot.len() as u64;
-        if let Posted::Ring(ring) = posted { self.ring_bell(worker, ring) } else { Ok(()) }
+        self.ring_bell(worker, posted)
     }
 
-    /// Tells another worker that something is in its inbox.
-    pub(super) fn ring_bell(&mut self, worker: u8, ring: RawFd) -> io::Result<()> {
+    /// Tells another worker that something is in its inbox, where it must be told.
+    pub(super) fn ring_bell(&mut self, worker: u8, posted: Posted) -> io::Result<()> {
+        let Posted::Ring(ring) = posted else { return Ok(()) };
         let entry = opcode::MsgRingData::new(types::Fd(ring), 0, Token::Frames.pack(), None)
             .build()
             // Nothing to hear of when it rings.
