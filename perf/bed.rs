@@ -122,11 +122,8 @@ impl Bed {
     }
 
     /// The time that a SYN and its answer take between host and remote, milliseconds: no less than a long
-    /// path is to take. `None` where there is a veth pair.
-    fn path_ms(&self, ms: u32) -> Res<Option<f64>> {
-        if self.line.is_none() {
-            return Ok(None);
-        }
+    /// path is to take.
+    fn path_ms(&self, ms: u32) -> Res<f64> {
         // Nobody listens there. The first one waits for ARP as well.
         let refused = || {
             let begin = proc::now();
@@ -140,14 +137,11 @@ impl Bed {
         if took < f64::from(2 * ms) {
             return Err(format!("the line answers within {took} ms: it should be {}", 2 * ms));
         }
-        Ok(Some(took))
+        Ok(took)
     }
 
     /// Frames that found no room where they enter the line, both ways.
-    fn line_drops(&self) -> Res<Option<u64>> {
-        if self.line.is_none() {
-            return Ok(None);
-        }
+    fn line_drops(&self) -> Res<u64> {
         let of = |place, end| {
             let table = self.table(place, "dev")?;
             // proc(5): eight fields of receive, then bytes, packets, errors and drops of transmit.
@@ -155,7 +149,7 @@ impl Bed {
             let drops = line.and_then(|l| l.split_whitespace().nth(11)?.parse::<u64>().ok());
             drops.ok_or_else(|| format!("no {end} in /proc/net/dev"))
         };
-        Ok(Some(of(Place::Host, HOST_END)? + of(Place::Remote, REMOTE_END)?))
+        Ok(of(Place::Host, HOST_END)? + of(Place::Remote, REMOTE_END)?)
     }
 
     /// Where the ends are: one in the remote, the other in the guest, or without one on the host.
@@ -523,14 +517,15 @@ fn measure(cell: &OsStr) -> Res<serde_json::Value> {
         _ => None,
     };
     let (forwarder, ready) = cell.forwarder.attach(&mut bed, &cell)?;
-    let path_ms = bed.path_ms(cell.load.delay_ms())?;
+    let path_ms = match cell.load.delay_ms() {
+        0 => None,
+        ms => Some(bed.path_ms(ms)?),
+    };
     let mut sample = load::run(&bed, forwarder, &cell, sockets_before)?;
     if let Some(line) = &mut bed.line {
         line.still_runs().context("line")?;
-    }
-    if let (Some(ms), Some(drops)) = (path_ms, bed.line_drops()?) {
-        sample["path_ms"] = json!(ms);
-        sample["path_drops"] = json!(drops);
+        sample["path_ms"] = json!(path_ms);
+        sample["path_drops"] = json!(bed.line_drops()?);
     }
     sample["ready_ms"] = json!(ready.as_secs_f64() * 1e3);
     Ok(sample)

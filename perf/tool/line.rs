@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,6 +44,7 @@ pub(super) fn lay(remote: u32, ms: u64) -> Res<()> {
     setns(File::open(&path).context(&path)?, CloneFlags::CLONE_NEWNET).context(&path)?;
     let remote = end(REMOTE_END)?;
     let delay = Duration::from_millis(ms);
+    let copy = |end: &File| end.try_clone().context("copy of a descriptor");
     let (far, near) = (copy(&remote)?, copy(&host)?);
     super::say(&serde_json::json!({ "line": ms }))?;
     // Neither way ends but by an error, which ends both.
@@ -65,10 +66,6 @@ fn end(name: &str) -> Res<File> {
     }
     fcntl(&queue.fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("O_NONBLOCK")?;
     Ok(queue.fd.into())
-}
-
-fn copy(end: &File) -> Res<File> {
-    Ok(OwnedFd::from(end.try_clone().context("copy of a descriptor")?).into())
 }
 
 /// One way.
