@@ -9,8 +9,9 @@
 //!
 //! The two share a socket pair. The program's end closes when the program ends, *in whatever way*, SIGKILL among them;
 //! then the keeper removes what is on its list, if it is the same file still, and ends. A program that ends by itself waits
-//! for that. The other way one byte goes: the path has gone. Bytes from the program are thrown away: one that
-//! was taken over can ask for nothing but its own end.
+//! for that. The other way two bytes go: the keeper stands, which the program waits for (before that the end of the caller's
+//! process group would be the keeper's too, and nobody would clean up), and the path has gone. Bytes from the program are
+//! thrown away: one that was taken over can ask for nothing but its own end.
 //!
 //! The keeper has no other descriptor: no TAP (which would keep the guest's namespace alive), neither the ready nor the exit
 //! descriptor, no output that a caller waits for the end of. It is in a session of its own, so that neither the keyboard
@@ -130,10 +131,11 @@ pub enum Word {
 }
 
 impl Keeper {
-    /// Starts a keeper, if there is something to do for it. The process must have one thread.
+    /// Starts a keeper, if there is something to do for it, and waits until it stands on its own. The process must have one
+    /// thread.
     ///
     /// # Errors
-    /// No descriptor or no process is free.
+    /// No descriptor or no process is free, or somebody has killed it at once.
     pub fn start(duties: &Duties) -> Result<Option<Self>, Failure> {
         if duties.is_empty() {
             return Ok(None);
@@ -146,11 +148,32 @@ impl Keeper {
             .thread_swap_mask(SigmaskHow::SIG_SETMASK)
             .context(|| "block signals for the keeper")?;
         let pid = sys::fork(0, || keep(duties, theirs.as_fd()));
+        drop(theirs);
         let _ = mask.thread_set_mask();
         let pid = pid.context(|| {
             "start the keeper, a process that cleans up after the sandbox: the limit on processes may be reached (ulimit -u)"
         })?;
-        Ok(Some(Self { pid, link: ours, gone: Cell::new(false) }))
+        let keeper = Self { pid, link: ours, gone: Cell::new(false) };
+        if keeper.stands() {
+            return Ok(Some(keeper));
+        }
+        keeper.finish();
+        Err(Failure::new(
+            "start the keeper, a process that cleans up after the sandbox: it has ended at once, as if somebody had killed it",
+        ))
+    }
+
+    /// Waits for its first byte, or its end.
+    fn stands(&self) -> bool {
+        loop {
+            match read(&self.link, &mut [0]) {
+                Ok(n) => return n > 0,
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+            // EINTR: the next read tells.
+            let _ = poll(&mut [PollFd::new(self.link(), PollFlags::POLLIN)], PollTimeout::NONE);
+        }
     }
 
     /// The socket that says when there is a word.
@@ -190,6 +213,8 @@ fn keep(duties: &Duties, link: BorrowedFd<'_>) -> u8 {
     let _ = prctl::set_name(c"ringtap-keeper");
     // Nobody of the same user gets hold of it by ptrace: it has rights that the program gives up.
     let _ = prctl::set_dumpable(false);
+    // EPIPE: the program has ended already, which the next read says.
+    let _ = write(link, b"s");
     watch(duties.place.as_ref(), link);
     duties.carry_out();
     0
