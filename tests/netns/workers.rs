@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -46,6 +47,14 @@ fn ran(proc: &Proc) -> Vec<u64> {
         .collect();
     all.sort();
     all.into_iter().map(|(_, ran)| ran).collect()
+}
+
+/// Has its threads run before those of others, however many want to.
+fn run_first(proc: &Proc) {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
+    let ids = tasks.flatten().map(|task| task.file_name());
+    let status = Command::new("renice").args(["-n", "-20", "-p"]).args(ids).output();
+    assert!(status.is_ok_and(|output| output.status.success()), "renice");
 }
 
 /// Queues of the guest's TAP that have a holder.
@@ -98,11 +107,12 @@ fn streams_that_were_forgotten_go_on() {
 /// Two streams that one worker has, while the other has none that carries anything.
 #[test]
 fn a_stream_goes_to_the_worker_that_has_none() {
-    need!();
+    need!("renice");
     not_slirp!("has one thread");
     const BYTES: u64 = 1 << 30;
     for up in [true, false] {
         let (bed, guest, proc) = Bed::up(&workers_and(2, "-vv"));
+        run_first(&proc);
         // Silent ones on both.
         let pairs: Vec<_> =
             (0..8).map(|i| pair(&guest, &bed.remote, Family::BOTH[i % 2].remote())).collect();
@@ -121,13 +131,24 @@ fn a_stream_goes_to_the_worker_that_has_none() {
         }
         let two = if of_first.len() >= of_second.len() { of_first } else { of_second };
         let streams = [&pairs[two[0]], &pairs[two[1]]];
-        std::thread::scope(|scope| {
-            for (seed, (inside, outside)) in (100..).zip(streams) {
-                let (from, to) = if up { (inside, outside) } else { (outside, inside) };
-                scope.spawn(move || stream::send(from, seed, BYTES).expect("send"));
-                scope.spawn(move || stream::expect(to, seed, 0, BYTES));
-            }
-        });
+        // A try comes to nothing where others have the processors for long, and the next one is then later.
+        let mut rounds = 0;
+        let mut apart = false;
+        while !apart {
+            rounds += 1;
+            assert!(rounds <= 20, "up: {up}: both are with one worker still");
+            let before = ran(&proc);
+            std::thread::scope(|scope| {
+                for (seed, (inside, outside)) in (100..).zip(streams) {
+                    let (from, to) = if up { (inside, outside) } else { (outside, inside) };
+                    scope.spawn(move || stream::send(from, seed, BYTES).expect("send"));
+                    scope.spawn(move || stream::expect(to, seed, 0, BYTES));
+                }
+            });
+            let after = ran(&proc);
+            let each = [after[0] - before[0], after[1] - before[1]];
+            apart = each[0].min(each[1]) > each[0].max(each[1]) / 8;
+        }
         // They go on afterwards, both ways, and those that have stayed.
         for (i, (inside, outside)) in pairs.iter().enumerate() {
             stream::send_all(inside, 7, 100_000 + i as u64);
@@ -140,7 +161,7 @@ fn a_stream_goes_to_the_worker_that_has_none() {
         let said = proc.wait(PATIENCE).stderr;
         let moved = said.split_once(" connections moved").map(|(line, _)| line.rsplit(' ').next());
         let moved: u64 = moved.flatten().and_then(|n| n.parse().ok()).expect("a count");
-        assert!((1..=3).contains(&moved), "up: {up}: {said}");
+        assert!((1..=3 * rounds).contains(&moved), "up: {up}, {rounds} rounds: {said}");
     }
 }
 
