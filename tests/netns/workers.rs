@@ -57,6 +57,13 @@ fn run_first(proc: &Proc) {
     assert!(status.is_ok_and(|output| output.status.success()), "renice");
 }
 
+/// The number before `what` in the counters that are logged in the end.
+fn number(said: &str, what: &str) -> u64 {
+    let end = said.find(what).unwrap_or_else(|| panic!("no {what:?}: {said}"));
+    let digits = said[..end].rsplit(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no number of {what:?}: {said}"))
+}
+
 /// Queues of the guest's TAP that have a holder.
 fn queues(guest: &Guest) -> usize {
     let shown = guest.ns.cmd("ethtool -l tap0").ok();
@@ -159,8 +166,7 @@ fn a_stream_goes_to_the_worker_that_has_none() {
         drop(pairs);
         proc.signal(Signal::SIGTERM);
         let said = proc.wait(PATIENCE).stderr;
-        let moved = said.split_once(" connections moved").map(|(line, _)| line.rsplit(' ').next());
-        let moved: u64 = moved.flatten().and_then(|n| n.parse().ok()).expect("a count");
+        let moved = number(&said, " connections moved");
         assert!((1..=3 * rounds).contains(&moved), "up: {up}, {rounds} rounds: {said}");
     }
 }
@@ -413,4 +419,65 @@ fn a_worker_that_fails_takes_the_program_along() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Packets cost no system call of their own: a turn has one, for all that came and all that goes, and none sets a timer.
+#[test]
+fn a_turn_is_one_system_call() {
+    need!("strace");
+    not_slirp!("has another loop");
+    let (bed, guest, proc) = Bed::up(&workers_and(2, "-vv"));
+    let (inside, outside) = pair(&guest, &bed.remote, Family::V4.remote());
+    let client = guest.ns.udp(Family::V4.any());
+    let server = bed.remote.udp(Family::V4.remote());
+    client.connect(server.local_addr().expect("an address")).expect("connect");
+    let exchange = |n: usize| {
+        for _ in 0..n {
+            client.send(b"question").expect("send");
+            let (len, from) = server.recv_from(&mut [0; 16]).expect("up");
+            server.send_to(&[1; 16][..len], from).expect("reply");
+            client.recv(&mut [0; 16]).expect("down");
+        }
+    };
+    // The mapping, and the buffers of both directions.
+    exchange(10);
+    for (from, to) in [(&inside, &outside), (&outside, &inside)] {
+        stream::send(from, 1, 100_000).expect("send");
+        stream::expect(to, 1, 0, 100_000);
+    }
+    let calls = bed.dir.path("calls");
+    let tracer = Cmd::new(&format!("strace -f -qq -o {} -p {}", calls.display(), proc.pid()));
+    let tracer = tracer.start();
+    let tasks = || std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
+    eventually("all are traced", || {
+        tasks().flatten().all(|task| {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            !status.contains("TracerPid:\t0\n")
+        })
+    });
+    std::thread::scope(|scope| {
+        for (from, to) in [(&inside, &outside), (&outside, &inside)] {
+            scope.spawn(|| stream::send(from, 2, 50_000_000).expect("send"));
+            scope.spawn(|| stream::expect(to, 2, 0, 50_000_000));
+        }
+    });
+    exchange(2000);
+    tracer.signal(Signal::SIGINT);
+    tracer.wait(PATIENCE);
+    proc.signal(Signal::SIGTERM);
+    let said = proc.wait(PATIENCE).stderr;
+    let calls = std::fs::read_to_string(&calls).expect("the calls");
+    let calls: Vec<&str> = calls
+        .lines()
+        .filter_map(|line| Some(line.split_whitespace().nth(1)?.split_once('(')?.0))
+        .collect();
+    let (turns, others): (Vec<&str>, Vec<&str>) =
+        calls.into_iter().partition(|&call| call == "io_uring_enter");
+    let turns = turns.len() as u64;
+    assert!(turns > 1000 && turns <= number(&said, " turns"), "{turns}: {said}");
+    // A pause lets others run, or gives memory back.
+    let others: Vec<&str> =
+        others.into_iter().filter(|call| !["sched_yield", "madvise"].contains(call)).collect();
+    let packets = number(&said, " frames from the guest") + number(&said, " to it");
+    assert!(packets > 4000 && others.len() < 100, "{packets} packets: {others:?}");
 }
