@@ -29,14 +29,16 @@ pub(crate) enum Beside {
     DeafGuest,
     /// The guest opens connections that it never finishes, to ports of all numbers.
     Syns,
+    /// The guest sends single datagrams, each from another port.
+    Datagrams,
     /// The guest sends random bytes behind good IP headers.
     Garbage,
 }
 
 impl Beside {
     /// All.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::DeafServer, Self::DeafGuest, Self::Syns, Self::Garbage];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::DeafServer, Self::DeafGuest, Self::Syns, Self::Datagrams, Self::Garbage];
 
     /// As documents have it.
     pub(crate) fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Beside {
             Self::DeafServer => "server that never reads",
             Self::DeafGuest => "guest that never reads",
             Self::Syns => "flood of SYNs",
+            Self::Datagrams => "flood of datagrams",
             Self::Garbage => "flood of garbage",
         }
     }
@@ -58,6 +61,7 @@ impl Beside {
             Self::DeafServer => vec!["stall", at, "client"],
             Self::DeafGuest => vec!["stall", at, "server"],
             Self::Syns => vec!["syns", at],
+            Self::Datagrams => vec!["datagrams", at],
             Self::Garbage => vec!["garbage", at],
         }
     }

@@ -31,8 +31,9 @@ Each through direct veth, ringtap, slirp4netns and pasta, in paired rounds:
   ports        start-up with 1 and 10,000 forwarded TCP ports, and the memory they take; slirp4netns
                gets them by its API (those of 30 s), as it has no other way
   fair         bulk (--streams 4, --secs 3, three times) beside a server or a guest that never reads, and
-               beside floods by the guest of SYNs and of garbage (20,000 packets per second each),
-               relative to bulk alone before and after; and how many new connections are late meanwhile
+               beside floods by the guest of SYNs, of datagrams of ever other ports, and of garbage (20,000
+               packets per second each), relative to bulk alone before and after; and how many new
+               connections are late meanwhile
 With --inbound, tcp, udp, rr and crr connect from the remote to a server in the guest, by forwarded ports:
 ringtap --publish, slirp4netns's API, pasta's -t and -u, and rootlesskit's builtin port driver.
 And:

@@ -50,6 +50,7 @@ pub(crate) fn run(args: &[OsString]) -> Res<()> {
         ["stall-server"] => nuisance::serve(),
         ["stall", at, sender] => nuisance::stall(at, *sender == "client"),
         ["syns", at] => nuisance::syns(at),
+        ["datagrams", at] => nuisance::datagrams(at),
         ["line", remote, ms] => line::lay(number(remote)?, number(ms)?),
         ["garbage", at] => nuisance::garbage(at),
         _ => Err(format!("no tool {words:?}")),

@@ -95,6 +95,23 @@ pub(super) fn syns(at: &str) -> Res<()> {
     })
 }
 
+/// Datagrams that are each the first and last of a flow: of another port, to another port where nobody listens.
+pub(super) fn datagrams(at: &str) -> Res<()> {
+    let to: Ipv4Addr = at.parse().context("address")?;
+    let socket = raw(Protocol::UDP)?;
+    let mut random = Random(3);
+    flood(|| {
+        let ports = random.next();
+        // A header and 24 bytes, without a checksum (RFC 768).
+        let mut bytes = [0u8; 32];
+        let to_port = 20_000 + (ports >> 16) as u16 % 40_000;
+        bytes[..2].copy_from_slice(&(ports as u16).max(1).to_be_bytes());
+        bytes[2..4].copy_from_slice(&to_port.to_be_bytes());
+        bytes[5] = 32;
+        send(&socket, &bytes, to)
+    })
+}
+
 /// What no protocol allows: random bytes behind good IP headers, of TCP, UDP and ICMP in turn.
 pub(super) fn garbage(at: &str) -> Res<()> {
     let to: Ipv4Addr = at.parse().context("address")?;
