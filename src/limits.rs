@@ -105,9 +105,22 @@ pub const OPENINGS_EVERY: Millis = Millis(2);
 pub const OPENINGS_PROVEN_MOST: u32 = 4096;
 /// See [`OPENINGS_PROVEN_MOST`].
 pub const OPENINGS_PROVEN_EVERY: Millis = Millis(1);
+/// As [`OPENINGS_ADDRESS_MOST`], of mappings of UDP and ping that nothing has come back to yet. A server's many clients that
+/// begin at once have to fit in.
+pub const MAPPINGS_ADDRESS_MOST: u32 = 1024;
+/// As [`OPENINGS_ADDRESS_EVERY`].
+pub const MAPPINGS_ADDRESS_EVERY: Millis = Millis(2);
+/// As [`OPENINGS_MOST`]. Two thousand a second by two workers cost the other flows a fiftieth.
+pub const MAPPINGS_MOST: u32 = 2048;
+/// As [`OPENINGS_EVERY`].
+pub const MAPPINGS_EVERY: Millis = Millis(1);
+/// As [`OPENINGS_PROVEN_MOST`].
+pub const MAPPINGS_PROVEN_MOST: u32 = 4096;
+/// As [`OPENINGS_PROVEN_EVERY`].
+pub const MAPPINGS_PROVEN_EVERY: Millis = Millis(1);
 /// Places for host addresses, each with its own count.
 pub const OPENINGS_ADDRESSES: usize = 256;
-/// Places for endpoints to which the last connection worked.
+/// Places for endpoints to which the last flow worked.
 pub const OPENINGS_PROOFS: usize = 1024;
 
 /// Flows of all kinds one worker keeps; each holds one descriptor of the process, whose limit all
@@ -235,6 +248,8 @@ pub const FORWARD_PEERS_SHARED: u32 = 1 << 16;
 /// When no more places than this are free in the flow table, each new flow ends the UDP or ping mapping that
 /// has been silent longest, if that is [`EVICT_IDLE`]: as many as one turn can ask for.
 pub const EVICT_AHEAD: u32 = 256;
+/// Places and descriptors that UDP and ping mappings leave to others, or an eighth where that is less.
+pub const EVICT_RESERVE: u32 = 1024;
 /// See [`EVICT_AHEAD`].
 pub const EVICT_IDLE: Millis = Millis::secs(2);
 /// Mappings that end, likewise, when the process has no descriptor left for a socket.

@@ -48,7 +48,7 @@ pub enum Drop {
     HandOverFull,
     /// A frame that was handed over, and whose flow is with a third worker by now.
     Misplaced,
-    /// A SYN, while too many before it have come to nothing.
+    /// What would open a flow, while too many before it have come to nothing.
     TooManyOpenings,
 }
 

@@ -1,51 +1,70 @@
-//! How many connections of the guest may come to nothing.
+//! How many flows of the guest may come to nothing.
 //!
 //! # Theory of operation
 //!
-//! A SYN is the guest's dearest frame: it takes a socket, a walk through the host's network stack to whoever refuses it, and
-//! a second one to end it. A guest that sends them as fast as it can (a scan, a flood, a program that tries again
-//! at once) would have the worker's time, and the other flows would lack it. So each SYN that opens a flow takes a
-//! credit, which comes back when the handshake with the guest is over: connections that work use none up, however many
-//! there are in a second. The credit of one that comes to nothing is gone, and time brings a new one. Without one a SYN is
-//! dropped, and the guest's kernel sends it again after a second, as it does when a server's backlog is full.
+//! The first packet of a flow is the guest's dearest: it takes a socket, a walk through the host's network stack to whoever
+//! refuses it, and a second one to end it. A guest that sends them as fast as it can (a scan, a flood, a program that tries
+//! again at once) would have the worker's time, and the other flows would lack it. So each one that opens a flow takes a
+//! credit, as a [loan](Loan), which comes back when the flow works: flows that work use none up, however many
+//! there are in a second. The credit of one that comes to nothing is gone, and time brings a new one.
+//!
+//! - A **connection** works when the handshake with the guest is over. Without a credit a SYN is
+//!   dropped, and the guest's kernel sends it again after a second, as it does when a server's backlog is full.
+//! - A **mapping** of UDP or ping works when something has come back. Without a credit a datagram is dropped, and perhaps nobody sends
+//!   it again; nor does a program that only sends ever hear anything. So mappings have much more credit than connections.
 //!
 //! Who makes a flood should not have the credits of the others. A container's programs have one address, so the
 //! destination tells them apart:
 //!
 //! - Each host address has credits of its own, and all together have no more than twice as many. What is refused by one
-//!   address leaves the connections to others alone. The addresses share a fixed number of places by keyed hash.
-//! - An endpoint (address and port) to which the last connection worked is *proven*; a connection to it takes its
+//!   address leaves the flows to others alone. The addresses share a fixed number of places by keyed hash.
+//! - An endpoint (address and port) to which the last flow worked is *proven*; a flow to it takes its
 //!   credit from another purse, that of the proven ones. So a scan of many ports or of many addresses leaves alone whatever
 //!   the guest's programs have talked to lately. It is proven until one is refused.
 //!
-//! What is left to a flood of many addresses: while it lasts, the first connection to an endpoint that no other has worked with.
+//! What is left to a flood of many addresses: while it lasts, the first flow to an endpoint that no other has worked with.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::key::{FlowKey, Proto};
 use crate::limits::{
-    OPENINGS_ADDRESS_EVERY, OPENINGS_ADDRESS_MOST, OPENINGS_ADDRESSES, OPENINGS_EVERY,
-    OPENINGS_MOST, OPENINGS_PROOFS, OPENINGS_PROVEN_EVERY, OPENINGS_PROVEN_MOST,
+    MAPPINGS_ADDRESS_EVERY, MAPPINGS_ADDRESS_MOST, MAPPINGS_EVERY, MAPPINGS_MOST,
+    MAPPINGS_PROVEN_EVERY, MAPPINGS_PROVEN_MOST, OPENINGS_ADDRESS_EVERY, OPENINGS_ADDRESS_MOST,
+    OPENINGS_ADDRESSES, OPENINGS_EVERY, OPENINGS_MOST, OPENINGS_PROOFS, OPENINGS_PROVEN_EVERY,
+    OPENINGS_PROVEN_MOST,
 };
 use crate::time::{Millis, Time};
 
-/// The credits of one worker's connections.
+/// The credits of one worker's connections, or of its mappings.
 #[derive(Debug)]
 pub struct Openings {
     /// Of each host address, by its hash.
     addresses: Box<[Purse]>,
     /// Of all addresses together.
     all: Purse,
-    /// Of connections to proven endpoints.
+    /// Of flows to proven endpoints.
     proven: Purse,
     /// Hashes of the proven endpoints, each at its place. The latest of several at one.
     proofs: Box<[Option<u32>]>,
     secret: [u64; 2],
 }
 
-/// Who gave a connection its credit.
+/// The credit of one flow. It is gone with the flow, unless it is given back.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "it is to be kept with the flow, or given back"]
+pub struct Loan {
+    lender: Lender,
+    /// The place of the host's address.
+    address: u8,
+    /// The host's endpoint, hashed.
+    endpoint: u32,
+}
+
+const _: () = assert!(OPENINGS_ADDRESSES - 1 <= u8::MAX as usize);
+
+/// Who gave a flow its credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lender {
+enum Lender {
     /// The host's address, and all addresses.
     Address,
     /// The purse of the proven endpoints.
@@ -83,66 +102,74 @@ impl Purse {
 }
 
 impl Openings {
-    /// Full purses; `secret` keys the hashes.
-    pub fn new(secret: [u64; 2], now: Time) -> Self {
-        let address = Purse::new(OPENINGS_ADDRESS_MOST, OPENINGS_ADDRESS_EVERY, now);
-        Self {
-            addresses: vec![address; OPENINGS_ADDRESSES].into(),
-            all: Purse::new(OPENINGS_MOST, OPENINGS_EVERY, now),
-            proven: Purse::new(OPENINGS_PROVEN_MOST, OPENINGS_PROVEN_EVERY, now),
-            proofs: vec![None; OPENINGS_PROOFS].into(),
+    /// Those of connections: full purses. `secret` keys the hashes.
+    pub fn connections(secret: [u64; 2], now: Time) -> Self {
+        Self::new(
+            Purse::new(OPENINGS_ADDRESS_MOST, OPENINGS_ADDRESS_EVERY, now),
+            Purse::new(OPENINGS_MOST, OPENINGS_EVERY, now),
+            Purse::new(OPENINGS_PROVEN_MOST, OPENINGS_PROVEN_EVERY, now),
             secret,
-        }
+        )
     }
 
-    /// Takes the credit of one connection to the flow's host endpoint, if there is one left.
-    pub fn take(&mut self, key: &FlowKey, now: Time) -> Option<Lender> {
-        let hash = self.endpoint(key);
-        if *self.proof(hash) == Some(hash) && self.proven.take(now) {
+    /// Those of mappings.
+    pub fn mappings(secret: [u64; 2], now: Time) -> Self {
+        Self::new(
+            Purse::new(MAPPINGS_ADDRESS_MOST, MAPPINGS_ADDRESS_EVERY, now),
+            Purse::new(MAPPINGS_MOST, MAPPINGS_EVERY, now),
+            Purse::new(MAPPINGS_PROVEN_MOST, MAPPINGS_PROVEN_EVERY, now),
+            secret,
+        )
+    }
+
+    fn new(address: Purse, all: Purse, proven: Purse, secret: [u64; 2]) -> Self {
+        let addresses = vec![address; OPENINGS_ADDRESSES].into();
+        Self { addresses, all, proven, proofs: vec![None; OPENINGS_PROOFS].into(), secret }
+    }
+
+    /// Takes the credit of one flow to `host`, if there is one left.
+    pub fn take(&mut self, host: SocketAddr, now: Time) -> Option<Loan> {
+        let endpoint = self.hash(host);
+        let place = self.hash(SocketAddr::new(host.ip(), 0)) as usize % OPENINGS_ADDRESSES;
+        let lender = self.lender(place, endpoint, now)?;
+        Some(Loan { lender, address: place as u8, endpoint })
+    }
+
+    fn lender(&mut self, place: usize, endpoint: u32, now: Time) -> Option<Lender> {
+        if *self.proof(endpoint) == Some(endpoint) && self.proven.take(now) {
             return Some(Lender::Proven);
         }
-        let address = self.address(key);
+        let address = &mut self.addresses[place];
         if !address.take(now) {
             return None;
         }
         if !self.all.take(now) {
-            self.address(key).give();
+            address.give();
             return None;
         }
         Some(Lender::Address)
     }
 
-    /// A connection was not begun after all.
-    pub fn give(&mut self, key: &FlowKey, lender: Lender) {
-        match lender {
+    /// A flow was not begun after all.
+    pub fn give(&mut self, loan: Loan) {
+        match loan.lender {
             Lender::Proven => self.proven.give(),
             Lender::Address => {
-                self.address(key).give();
+                self.addresses[usize::from(loan.address)].give();
                 self.all.give();
             }
         }
     }
 
-    /// A connection has worked.
-    pub fn worked(&mut self, key: &FlowKey, lender: Lender) {
-        self.give(key, lender);
-        let hash = self.endpoint(key);
-        *self.proof(hash) = Some(hash);
+    /// A flow has worked.
+    pub fn worked(&mut self, loan: Loan) {
+        *self.proof(loan.endpoint) = Some(loan.endpoint);
+        self.give(loan);
     }
 
-    /// A connection has found nobody.
-    pub fn failed(&mut self, key: &FlowKey) {
-        let hash = self.endpoint(key);
-        self.proof(hash).take_if(|proven| *proven == hash);
-    }
-
-    fn address(&mut self, key: &FlowKey) -> &mut Purse {
-        let hash = self.hash(SocketAddr::new(key.host().ip(), 0));
-        &mut self.addresses[hash as usize % OPENINGS_ADDRESSES]
-    }
-
-    fn endpoint(&self, key: &FlowKey) -> u32 {
-        self.hash(key.host())
+    /// A flow has found nobody.
+    pub fn failed(&mut self, loan: Loan) {
+        self.proof(loan.endpoint).take_if(|proven| *proven == loan.endpoint);
     }
 
     fn proof(&mut self, hash: u32) -> &mut Option<u32> {

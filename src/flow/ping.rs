@@ -10,6 +10,7 @@ use smoltcp::wire::IpProtocol;
 
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
+use super::openings::Loan;
 use super::peers::{Peers, Room};
 use super::udp::{TTL_UNKNOWN, fits, offender};
 use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, SendOpts};
@@ -30,12 +31,14 @@ pub struct PingFlow {
     peers: Peers,
     /// Last message either way.
     used: Time,
+    /// A credit that goes back when something has come back to the guest. Kept by the stack.
+    pub loan: Option<Loan>,
 }
 
 impl PingFlow {
     /// A mapping for a guest behind this MAC.
     pub fn new(mac: Mac, room: &Room) -> Self {
-        Self { mac, peers: Peers::new(room), used: Time(0) }
+        Self { mac, peers: Peers::new(room), used: Time(0), loan: None }
     }
 
     /// Kind of socket for a guest endpoint.

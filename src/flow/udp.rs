@@ -17,6 +17,7 @@ use super::forward::{Ports, Route};
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
 use super::local::Local;
+use super::openings::Loan;
 use super::peers::{Peers, Room, Via};
 use super::{Action, Ctx, DgramError, DgramEvent, DgramKind, FlowId, Next, Place, SendOpts};
 use crate::arena::Slot;
@@ -55,6 +56,8 @@ pub struct UdpFlow {
     pub(super) ports: Ports,
     /// The newest frame to the guest.
     pub(super) newest: Place,
+    /// A credit that goes back when something has come back to the guest. Kept by the stack.
+    pub loan: Option<Loan>,
 }
 
 impl UdpFlow {
@@ -71,6 +74,7 @@ impl UdpFlow {
             own: true,
             ports: Ports::default(),
             newest: Place::default(),
+            loan: None,
         }
     }
 

@@ -137,7 +137,7 @@ impl Stack {
             self.hand_over(worker, slot);
             return None;
         }
-        let Some(lender) = self.openings.take(&key, now) else {
+        let Some(loan) = self.openings.take(key.host(), now) else {
             self.stats.drop(Drop::TooManyOpenings);
             return None;
         };
@@ -147,15 +147,17 @@ impl Stack {
         }
         self.make_room(now);
         let mut ctx = ctx!(self, now);
-        let mut flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
-        flow.lender = Some(lender);
+        let flow = TcpFlow::new(&mut ctx, &key, parsed.eth_src, segment, &self.secret);
         match self.insert(key, Flow::Tcp(flow)) {
             Ok(id) => {
+                if let Some((_, Flow::Tcp(flow))) = self.flows.get_mut(id) {
+                    flow.loan = Some(loan);
+                }
                 self.actions.push(Action::TcpConnect { flow: id, to });
                 Some(id)
             }
             Err(refused) => {
-                self.openings.give(&key, lender);
+                self.openings.give(loan);
                 match refused {
                     Refused::Away(worker) => self.hand_over(worker, slot),
                     Refused::Full => {
@@ -220,7 +222,7 @@ impl Stack {
         };
         let make = |room: &Room| Flow::Udp(UdpFlow::new(parsed.eth_src, room));
         let kind = UdpFlow::kind(&guest);
-        let Some((id, mut slot)) = self.mapping(home, key, kind, make, slot, now) else {
+        let Some((id, mut slot)) = self.mapping(home, key, host, kind, make, slot, now) else {
             return;
         };
         let mut ctx = ctx!(self, now);
@@ -268,12 +270,14 @@ impl Stack {
         None
     }
 
-    /// The mapping of a guest's datagram, made where there is none; `None`: it is another worker's, who has
+    /// The mapping of a guest's datagram to `host`, made where there is none; `None`: it is another worker's, who has
     /// the frame now, or there may be none, which is counted.
+    #[expect(clippy::too_many_arguments, reason = "of two protocols")]
     fn mapping(
         &mut self,
         home: Home,
         key: FlowKey,
+        host: SocketAddr,
         kind: DgramKind,
         make: impl FnOnce(&Room) -> Flow,
         slot: Slot,
@@ -290,19 +294,29 @@ impl Stack {
                     self.stats.drop(Drop::Draining);
                     return None;
                 }
-                self.make_room(now);
+                if !self.make_room_for_mapping(now) {
+                    self.stats.drop(Drop::FlowTableFull);
+                    return None;
+                }
+                let Some(loan) = self.mappings.take(host, now) else {
+                    self.stats.drop(Drop::TooManyOpenings);
+                    return None;
+                };
                 let flow = make(&self.peer_room);
                 let id = match self.insert(key, flow) {
                     Ok(id) => id,
-                    Err(Refused::Away(worker)) => {
-                        self.hand_over(worker, slot);
-                        return None;
-                    }
-                    Err(Refused::Full) => {
-                        self.stats.drop(Drop::FlowTableFull);
+                    Err(refused) => {
+                        self.mappings.give(loan);
+                        match refused {
+                            Refused::Away(worker) => self.hand_over(worker, slot),
+                            Refused::Full => self.stats.drop(Drop::FlowTableFull),
+                        }
                         return None;
                     }
                 };
+                if let Some(owed) = self.flows.get_mut(id).and_then(|(_, flow)| flow.loan()) {
+                    *owed = Some(loan);
+                }
                 self.actions.push(Action::DgramOpen { flow: id, kind });
                 id
             }
@@ -375,7 +389,7 @@ impl Stack {
         let make = |room: &Room| Flow::Ping(PingFlow::new(parsed.eth_src, room));
         let home = self.home(&key);
         let kind = PingFlow::kind(&guest);
-        let Some((id, mut slot)) = self.mapping(home, key, kind, make, slot, now) else {
+        let Some((id, mut slot)) = self.mapping(home, key, host, kind, make, slot, now) else {
             return;
         };
         let mut ctx = ctx!(self, now);

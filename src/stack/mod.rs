@@ -51,7 +51,7 @@ use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
-use crate::flow::openings::Openings;
+use crate::flow::openings::{Loan, Openings};
 use crate::flow::peers::{Room, Via};
 use crate::flow::ping::PingFlow;
 use crate::flow::table::{Full, Table};
@@ -100,6 +100,15 @@ impl Flow {
             Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => false,
         }
     }
+
+    /// What a mapping owes.
+    fn loan(&mut self) -> Option<&mut Option<Loan>> {
+        match self {
+            Self::Udp(flow) => Some(&mut flow.loan),
+            Self::Ping(flow) => Some(&mut flow.loan),
+            Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => None,
+        }
+    }
 }
 
 /// The packet core.
@@ -125,6 +134,8 @@ pub struct Stack {
     undrained: u32,
     /// What connections of the guest may cost.
     openings: Openings,
+    /// What mappings of the guest may cost.
+    mappings: Openings,
     gateway: gateway::Gateway,
     dhcp: dhcp::Dhcp,
     dns: dns::Dns,
@@ -194,7 +205,8 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             late: VecDeque::with_capacity(256),
             undrained: 0,
-            openings: Openings::new(secret, now),
+            openings: Openings::connections(secret, now),
+            mappings: Openings::mappings(secret, now),
             secret,
             draining: false,
             seat: None,
@@ -406,8 +418,13 @@ impl Stack {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        if received && flow.may_idle() {
-            self.idle.touch(id.index, now);
+        if received {
+            if flow.may_idle() {
+                self.idle.touch(id.index, now);
+            }
+            if let Some(loan) = flow.loan().and_then(Option::take) {
+                self.mappings.worked(loan);
+            }
         }
         let next = match flow {
             Flow::Udp(flow) => {
@@ -539,11 +556,14 @@ impl Stack {
         }
         let ends = matches!(next, Next::Close { .. });
         if flow.has_opened() {
-            if let Some(lender) = flow.lender.take() {
-                self.openings.worked(key, lender);
+            if let Some(loan) = flow.loan.take() {
+                self.openings.worked(loan);
             }
-        } else if ends && flow.was_refused() {
-            self.openings.failed(key);
+        } else if ends
+            && flow.was_refused()
+            && let Some(loan) = flow.loan.take()
+        {
+            self.openings.failed(loan);
         }
         if flow.note_bulk(now)
             && let Some(seat) = &self.seat
@@ -575,6 +595,9 @@ impl Stack {
                     }
                     if matches!(flow, Flow::Dns(_)) {
                         self.dns.release();
+                    }
+                    if let Some(loan) = flow.loan().and_then(Option::take) {
+                        self.mappings.failed(loan);
                     }
                     *flow = match std::mem::replace(flow, Flow::Closing(None)) {
                         Flow::Bound(_, taken) => Flow::Closing(Some(taken)),

@@ -5,15 +5,11 @@ use super::*;
 const BEGIN: Time = Time(5000);
 
 fn openings() -> Openings {
-    Openings::new([3, 5], BEGIN)
+    Openings::connections([3, 5], BEGIN)
 }
 
 fn host(address: u32, port: u16) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::from_bits(0xc633_6400 + address).into(), port)
-}
-
-fn to(host: SocketAddr) -> FlowKey {
-    FlowKey::pair(Proto::Tcp, SocketAddr::from(([10, 0, 2, 100], 1000)), host)
 }
 
 /// How many connections to hosts may begin and come to nothing.
@@ -23,12 +19,8 @@ fn failures(
     now: Time,
 ) -> u32 {
     let mut fails = |host| {
-        let key = to(host);
-        let taken = openings.take(&key, now);
-        if taken.is_some() {
-            openings.failed(&key);
-        }
-        taken.is_some()
+        let taken = openings.take(host, now);
+        taken.map(|loan| openings.failed(loan)).is_some()
     };
     hosts.into_iter().map(|host| u32::from(fails(host))).sum()
 }
@@ -56,8 +48,9 @@ fn other_addresses_have_their_own() {
     let mut now = BEGIN;
     for _ in 0..1000 {
         failures(&mut openings, scan(1), now);
-        assert_eq!(openings.take(&to(host(2, 80)), now), Some(Lender::Address));
-        openings.give(&to(host(2, 80)), Lender::Address);
+        let loan = openings.take(host(2, 80), now).unwrap();
+        assert_eq!(loan.lender, Lender::Address);
+        openings.give(loan);
         now = now + Millis(1);
     }
 }
@@ -77,40 +70,62 @@ fn all_addresses_together_have_no_more_than_all() {
 #[test]
 fn what_worked_is_proven_until_it_fails() {
     let mut openings = openings();
-    let server = to(host(1, 80));
-    let lender = openings.take(&server, BEGIN).unwrap();
-    openings.worked(&server, lender);
+    let server = host(1, 80);
+    let loan = openings.take(server, BEGIN).unwrap();
+    openings.worked(loan);
     let everyone = || (1..=200).flat_map(scan);
-    let others = || everyone().filter(|&h| h != host(1, 80));
+    let others = || everyone().filter(|&h| h != server);
     failures(&mut openings, others(), BEGIN);
     assert_eq!(failures(&mut openings, everyone().skip(1).step_by(7), BEGIN), 0);
     // Neither the address nor all have any left.
+    let proven = |openings: &mut Openings| {
+        let loan = openings.take(server, BEGIN).unwrap();
+        assert_eq!(loan.lender, Lender::Proven);
+        loan
+    };
     for _ in 0..2 * OPENINGS_PROVEN_MOST {
-        assert_eq!(openings.take(&server, BEGIN), Some(Lender::Proven));
-        openings.worked(&server, Lender::Proven);
+        let loan = proven(&mut openings);
+        openings.worked(loan);
     }
-    assert_eq!(openings.take(&to(host(1, 81)), BEGIN), None);
-    openings.failed(&to(host(1, 81)));
-    for _ in 0..OPENINGS_PROVEN_MOST {
-        assert_eq!(openings.take(&server, BEGIN), Some(Lender::Proven));
-    }
-    assert_eq!(openings.take(&server, BEGIN), None, "too many under way");
-    openings.give(&server, Lender::Proven);
-    assert_eq!(openings.take(&server, BEGIN), Some(Lender::Proven));
-    openings.failed(&server);
-    openings.give(&server, Lender::Proven);
-    assert_eq!(openings.take(&server, BEGIN), None);
+    assert_eq!(openings.take(host(1, 81), BEGIN), None);
+    let mut loans: Vec<_> = (0..OPENINGS_PROVEN_MOST).map(|_| proven(&mut openings)).collect();
+    assert_eq!(openings.take(server, BEGIN), None, "too many under way");
+    openings.give(loans.pop().unwrap());
+    let loan = proven(&mut openings);
+    openings.failed(loan);
+    openings.give(loans.pop().unwrap());
+    assert_eq!(openings.take(server, BEGIN), None);
+}
+
+#[test]
+fn another_endpoints_failure_ends_no_proof() {
+    let mut openings = openings();
+    let loan = openings.take(host(1, 80), BEGIN).unwrap();
+    openings.worked(loan);
+    let loan = openings.take(host(1, 81), BEGIN).unwrap();
+    openings.failed(loan);
+    assert_eq!(openings.take(host(1, 80), BEGIN).unwrap().lender, Lender::Proven);
 }
 
 #[test]
 fn those_that_work_are_not_counted() {
     let mut openings = openings();
     for i in 0..10 * OPENINGS_MOST {
-        let key = to(host(i % 300, 80));
-        let lender = openings.take(&key, BEGIN).unwrap();
-        openings.worked(&key, lender);
+        let loan = openings.take(host(i % 300, 80), BEGIN).unwrap();
+        openings.worked(loan);
     }
-    openings.give(&to(host(1, 80)), Lender::Address);
     let unproven = scan(1).skip(80);
     assert_eq!(failures(&mut openings, unproven, BEGIN), OPENINGS_ADDRESS_MOST);
+}
+
+#[test]
+fn mappings_have_more() {
+    let mut openings = Openings::mappings([3, 5], BEGIN);
+    let ports = |address| (1..=60_000).map(move |port| host(address, port));
+    assert_eq!(failures(&mut openings, ports(1), BEGIN), MAPPINGS_ADDRESS_MOST);
+    let left = MAPPINGS_MOST - MAPPINGS_ADDRESS_MOST;
+    assert_eq!(failures(&mut openings, ports(2), BEGIN), left);
+    let now = BEGIN + Millis(100);
+    let come = 100 / MAPPINGS_ADDRESS_EVERY.0 as u32;
+    assert_eq!(failures(&mut openings, ports(1), now), come);
 }

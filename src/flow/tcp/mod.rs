@@ -46,7 +46,7 @@ use smoltcp::wire::TcpControl;
 
 use super::icmp::{self, Unreachable};
 use super::key::FlowKey;
-use super::openings::Lender;
+use super::openings::Loan;
 use super::{Action, Ctx, Errno, FlowId, Next};
 use crate::frame::Mac;
 use crate::limits::{
@@ -84,8 +84,8 @@ pub struct TcpFlow {
     slow: bool,
     /// Whether the stack counts the flow among those with data on its way to the host.
     pub undrained: bool,
-    /// Who has a credit back when the connection works. Kept by the stack.
-    pub lender: Option<Lender>,
+    /// A credit that goes back when the connection works. Kept by the stack.
+    pub loan: Option<Loan>,
     /// Whether the handshake with the guest was ever over.
     opened: bool,
     /// Whether the host's end has refused it.
@@ -176,7 +176,7 @@ impl TcpFlow {
             late: false,
             slow: false,
             undrained: false,
-            lender: None,
+            loan: None,
             opened: false,
             refused: false,
             migrating: false,

@@ -1,8 +1,11 @@
-//! What a flood of connections that come to nothing leaves to others.
+//! What a flood of flows that come to nothing leaves to others.
 
 use super::*;
 use crate::flow::{Errno, Event};
-use crate::limits::{OPENINGS_ADDRESS_EVERY, OPENINGS_ADDRESS_MOST, OPENINGS_MOST};
+use crate::limits::{
+    MAPPINGS_ADDRESS_EVERY, MAPPINGS_ADDRESS_MOST, MAPPINGS_MOST, OPENINGS_ADDRESS_EVERY,
+    OPENINGS_ADDRESS_MOST, OPENINGS_MOST, UDP_IDLE,
+};
 use crate::stack::descriptors::{Descriptors, Share};
 use crate::stack::testing::*;
 use crate::time::Millis;
@@ -127,4 +130,101 @@ fn what_finds_no_place_has_cost_nothing() {
     assert_eq!(bed.dropped(Drop::TooManyOpenings), 0);
     refuse(&mut bed, flow);
     assert_eq!(flood(&mut bed, server(), refuse), OPENINGS_ADDRESS_MOST - 1);
+}
+
+/// Sends a datagram; the mapping that it opens.
+fn map(bed: &mut Bed, port: u16, to: SocketAddr) -> Option<FlowId> {
+    bed.send(&udp(guest(port), to, b"datagram"));
+    match bed.actions().as_slice() {
+        [] => None,
+        [Action::DgramOpen { flow, .. }, Action::DgramSend { .. }] => Some(*flow),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Datagrams from ever other ports, until one is not sent.
+fn flood_of_datagrams(bed: &mut Bed, ports: impl Iterator<Item = u16>, to: SocketAddr) -> u32 {
+    ports.map_while(|port| map(bed, port, to)).count() as u32
+}
+
+#[test]
+fn datagrams_that_nobody_answers_are_sent_at_a_rate() {
+    let mut bed = Bed::native();
+    let known = map(&mut bed, 10, host(7, 443)).unwrap();
+    bed.receive(known, host(7, 443), b"answer");
+    drop(bed.actions());
+    assert_eq!(flood_of_datagrams(&mut bed, 1000.., server()), MAPPINGS_ADDRESS_MOST);
+    assert_eq!(bed.dropped(Drop::TooManyOpenings), 1);
+    bed.now = bed.now + Millis(100);
+    let come = 100 / MAPPINGS_ADDRESS_EVERY.0 as u32;
+    assert_eq!(flood_of_datagrams(&mut bed, 20_000.., server()), come);
+    assert!(map(&mut bed, 11, host(8, 80)).is_some(), "another address");
+    assert!(map(&mut bed, 12, host(7, 443)).is_some(), "an endpoint that answers");
+    assert!(map(&mut bed, 13, host(7, 444)).is_none());
+    assert!(open(&mut bed, 14, server()).is_some(), "a connection");
+    // Those that are there go on, to whoever they like.
+    bed.send(&udp(guest(1000), host(7, 445), b"datagram"));
+    assert!(matches!(bed.actions().as_slice(), [Action::DgramSend { .. }]));
+    // Echo requests take a socket as well.
+    let ping = |ident: u16| {
+        let [hi, lo] = ident.to_be_bytes();
+        icmp(GUEST.into(), server().ip(), 64, &[8, 0, 0, 0, hi, lo, 0, 1])
+    };
+    bed.send(&ping(1));
+    assert_eq!(bed.actions().len(), 0);
+    bed.now = bed.now + MAPPINGS_ADDRESS_EVERY;
+    bed.send(&ping(1));
+    bed.send(&ping(2));
+    let pings = bed.actions();
+    assert!(matches!(pings.as_slice(), [Action::DgramOpen { .. }, Action::DgramSend { .. }]));
+}
+
+#[test]
+fn mappings_that_are_answered_are_not_held_up() {
+    let mut bed = Bed::native();
+    for i in 0..3 * MAPPINGS_MOST {
+        let flow = map(&mut bed, 1 + i as u16, server()).unwrap();
+        bed.receive(flow, server(), b"answer");
+        drop(bed.actions());
+    }
+    assert_eq!(bed.dropped(Drop::TooManyOpenings), 0);
+}
+
+/// One that has worked is known for it until nothing comes back from it.
+#[test]
+fn a_mapping_that_ends_without_an_answer_ends_the_proof() {
+    let mut bed = Bed::native();
+    let answered = map(&mut bed, 1, server()).unwrap();
+    bed.receive(answered, server(), b"answer");
+    drop(bed.actions());
+    let silent = map(&mut bed, 2, server()).unwrap();
+    bed.now = bed.now + UDP_IDLE;
+    bed.stack.handle_timeout(bed.now);
+    let closed = bed.actions();
+    for flow in [answered, silent] {
+        let closes = |a: &Action| matches!(*a, Action::Close { flow: f, .. } if f == flow);
+        assert!(closed.iter().any(closes), "{closed:?}");
+        bed.stack.handle_event(Event::Closed { flow }, bed.now);
+    }
+    assert_eq!(flood_of_datagrams(&mut bed, 1000.., host(7, 79)), MAPPINGS_ADDRESS_MOST);
+    assert!(map(&mut bed, 3, server()).is_none());
+}
+
+/// A connection without a place is refused.
+#[test]
+fn mappings_leave_room_to_connections() {
+    let mut bed = Bed::native();
+    let most = MAPPINGS_MOST;
+    bed.stack.limit(Share::new(Descriptors::new(most, 1)));
+    let mut mappings = 0;
+    for last in 1..=4 {
+        let ports = 10_000 * u16::from(last);
+        mappings += flood_of_datagrams(&mut bed, ports..ports + 1000, host(last, 80));
+    }
+    let reserve = most / 8;
+    assert_eq!(mappings, most - reserve);
+    assert_eq!(bed.dropped(Drop::TooManyOpenings), 0);
+    for port in 0..reserve as u16 {
+        assert!(open(&mut bed, 1000 + port, host(10 + (port % 100) as u8, 80)).is_some(), "{port}");
+    }
 }
