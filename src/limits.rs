@@ -245,10 +245,10 @@ pub const PEERS_SHARED: u32 = 1 << 16;
 pub const FORWARD_PEERS_MAX: usize = 4096;
 /// As [`PEERS_SHARED`], for such endpoints: strangers take nothing from what the guest itself may remember.
 pub const FORWARD_PEERS_SHARED: u32 = 1 << 16;
-/// When no more places than this are free in the flow table, each new flow ends the UDP or ping mapping that
+/// When there is room for no more flows (or mappings, where one is begun) than this, each new one ends the UDP or ping mapping that
 /// has been silent longest, if that is [`EVICT_IDLE`]: as many as one turn can ask for.
 pub const EVICT_AHEAD: u32 = 256;
-/// Places and descriptors that UDP and ping mappings leave to others, or an eighth where that is less.
+/// Places, and common descriptors, that UDP and ping mappings leave to others, or an eighth where that is less.
 pub const EVICT_RESERVE: u32 = 1024;
 /// See [`EVICT_AHEAD`].
 pub const EVICT_IDLE: Millis = Millis::secs(2);

@@ -135,7 +135,7 @@ impl Keeper {
     /// thread.
     ///
     /// # Errors
-    /// No descriptor or no process is free, or somebody has killed it at once.
+    /// No descriptor or no process is free, or it has ended at once.
     pub fn start(duties: &Duties) -> Result<Option<Self>, Failure> {
         if duties.is_empty() {
             return Ok(None);
@@ -159,7 +159,7 @@ impl Keeper {
         }
         keeper.finish();
         Err(Failure::new(
-            "start the keeper, a process that cleans up after the sandbox: it has ended at once, as if somebody had killed it",
+            "start the keeper, a process that cleans up after the sandbox: it has ended at once",
         ))
     }
 

@@ -10,7 +10,7 @@
 //!
 //! - A **connection** works when the handshake with the guest is over. Without a credit a SYN is
 //!   dropped, and the guest's kernel sends it again after a second, as it does when a server's backlog is full.
-//! - A **mapping** of UDP or ping works when something has come back. Without a credit a datagram is dropped, and perhaps nobody sends
+//! - A **mapping** of UDP or ping works when whom it was made for has answered. Without a credit a datagram is dropped, and perhaps nobody sends
 //!   it again; nor does a program that only sends ever hear anything. So mappings have much more credit than connections.
 //!
 //! Who makes a flood should not have the credits of the others. A container's programs have one address, so the
@@ -44,8 +44,8 @@ pub struct Openings {
     all: Purse,
     /// Of flows to proven endpoints.
     proven: Purse,
-    /// Hashes of the proven endpoints, each at its place. The latest of several at one.
-    proofs: Box<[Option<u32>]>,
+    /// The proven endpoints, each at its place. The latest of several at one.
+    proofs: Box<[Option<Proof>]>,
     secret: [u64; 2],
 }
 
@@ -58,6 +58,15 @@ pub struct Loan {
     address: u8,
     /// The host's endpoint, hashed.
     endpoint: u32,
+    since: Time,
+}
+
+/// A flow to an endpoint has worked.
+#[derive(Clone, Copy, Debug)]
+struct Proof {
+    /// The endpoint, hashed.
+    endpoint: u32,
+    at: Time,
 }
 
 const _: () = assert!(OPENINGS_ADDRESSES - 1 <= u8::MAX as usize);
@@ -132,11 +141,12 @@ impl Openings {
         let endpoint = self.hash(host);
         let place = self.hash(SocketAddr::new(host.ip(), 0)) as usize % OPENINGS_ADDRESSES;
         let lender = self.lender(place, endpoint, now)?;
-        Some(Loan { lender, address: place as u8, endpoint })
+        Some(Loan { lender, address: place as u8, endpoint, since: now })
     }
 
     fn lender(&mut self, place: usize, endpoint: u32, now: Time) -> Option<Lender> {
-        if *self.proof(endpoint) == Some(endpoint) && self.proven.take(now) {
+        let proof = *self.proof(endpoint);
+        if proof.is_some_and(|proof| proof.endpoint == endpoint) && self.proven.take(now) {
             return Some(Lender::Proven);
         }
         let address = &mut self.addresses[place];
@@ -162,18 +172,26 @@ impl Openings {
     }
 
     /// A flow has worked.
-    pub fn worked(&mut self, loan: Loan) {
-        *self.proof(loan.endpoint) = Some(loan.endpoint);
+    pub fn worked(&mut self, loan: Loan, now: Time) {
+        let endpoint = loan.endpoint;
+        *self.proof(endpoint) = Some(Proof { endpoint, at: now });
         self.give(loan);
     }
 
-    /// A flow has found nobody.
-    pub fn failed(&mut self, loan: Loan) {
-        self.proof(loan.endpoint).take_if(|proven| *proven == loan.endpoint);
+    /// A flow has found nobody. What has been proven since it began stays so.
+    pub fn failed(&mut self, loan: &Loan) {
+        let disproved =
+            |proof: &mut Proof| proof.endpoint == loan.endpoint && proof.at <= loan.since;
+        self.proof(loan.endpoint).take_if(disproved);
     }
 
-    fn proof(&mut self, hash: u32) -> &mut Option<u32> {
-        &mut self.proofs[hash as usize % OPENINGS_PROOFS]
+    /// Whether it is for a flow to `host`.
+    pub fn is_for(&self, loan: &Loan, host: SocketAddr) -> bool {
+        loan.endpoint == self.hash(host)
+    }
+
+    fn proof(&mut self, endpoint: u32) -> &mut Option<Proof> {
+        &mut self.proofs[endpoint as usize % OPENINGS_PROOFS]
     }
 
     fn hash(&self, host: SocketAddr) -> u32 {

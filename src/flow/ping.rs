@@ -31,7 +31,7 @@ pub struct PingFlow {
     peers: Peers,
     /// Last message either way.
     used: Time,
-    /// A credit that goes back when something has come back to the guest. Kept by the stack.
+    /// A credit that goes back when whom it was made for has answered. Kept by the stack.
     pub loan: Option<Loan>,
 }
 

@@ -56,7 +56,7 @@ pub struct UdpFlow {
     pub(super) ports: Ports,
     /// The newest frame to the guest.
     pub(super) newest: Place,
-    /// A credit that goes back when something has come back to the guest. Kept by the stack.
+    /// A credit that goes back when whom it was made for has answered. Kept by the stack.
     pub loan: Option<Loan>,
 }
 

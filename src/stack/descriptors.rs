@@ -118,6 +118,16 @@ impl Share {
         self.all.part.saturating_sub(self.held) + self.all.free()
     }
 
+    /// The same, for what leaves an eighth of all that is common to others, or `reserve` where that is less; and
+    /// likewise of this worker's part, when nothing else is left.
+    pub fn room_beside(&self, reserve: u32) -> u32 {
+        let part = self.all.part.saturating_sub(self.held);
+        match self.all.free().saturating_sub(reserve.min(self.all.common / 8)) {
+            0 => part.saturating_sub(reserve.min(self.all.part / 8)),
+            common => part + common,
+        }
+    }
+
     /// How many it could hold if nobody else held any of what is common.
     pub fn max(&self) -> u32 {
         self.all.part + self.all.common
@@ -131,6 +141,23 @@ mod tests {
     /// As many as there are.
     fn take_all(share: &mut Share) -> usize {
         std::iter::from_fn(|| share.take().then_some(())).count()
+    }
+
+    /// However much of what is common others hold, and into however many parts it is divided.
+    #[test]
+    fn a_part_is_there_beside_a_reserve() {
+        for (max, workers) in
+            [(20_000, 1), (20_000, 4), (20_000, 8), (56, 2), (56, 8), (1 << 20, 8)]
+        {
+            let all = Descriptors::new(max, workers);
+            let (mut share, mut other) = (Share::new(all.clone()), Share::new(all.clone()));
+            let beside = all.part + all.common - 1024.min(all.common / 8);
+            assert_eq!(share.room_beside(1024), beside, "{max}, {workers}");
+            take_all(&mut other);
+            assert_eq!(share.room_beside(1024), all.part - 1024.min(all.part / 8));
+            take_all(&mut share);
+            assert_eq!(share.room_beside(1024), 0);
+        }
     }
 
     #[test]

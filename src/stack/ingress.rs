@@ -294,14 +294,15 @@ impl Stack {
                     self.stats.drop(Drop::Draining);
                     return None;
                 }
-                if !self.make_room_for_mapping(now) {
-                    self.stats.drop(Drop::FlowTableFull);
-                    return None;
-                }
                 let Some(loan) = self.mappings.take(host, now) else {
                     self.stats.drop(Drop::TooManyOpenings);
                     return None;
                 };
+                if !self.make_room_for_mapping(now) {
+                    self.mappings.give(loan);
+                    self.stats.drop(Drop::FlowTableFull);
+                    return None;
+                }
                 let flow = make(&self.peer_room);
                 let id = match self.insert(key, flow) {
                     Ok(id) => id,

@@ -36,6 +36,7 @@ mod evict;
 mod forward;
 pub mod gateway;
 mod ingress;
+mod loan;
 mod migrate;
 mod ndp;
 mod neighbours;
@@ -51,7 +52,7 @@ use crate::arena::{Pools, Slot};
 use crate::config::NetConfig;
 use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
-use crate::flow::openings::{Loan, Openings};
+use crate::flow::openings::Openings;
 use crate::flow::peers::{Room, Via};
 use crate::flow::ping::PingFlow;
 use crate::flow::table::{Full, Table};
@@ -98,15 +99,6 @@ impl Flow {
             Self::Udp(flow) => !flow.is_forwarded(),
             Self::Ping(_) => true,
             Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => false,
-        }
-    }
-
-    /// What a mapping owes.
-    fn loan(&mut self) -> Option<&mut Option<Loan>> {
-        match self {
-            Self::Udp(flow) => Some(&mut flow.loan),
-            Self::Ping(flow) => Some(&mut flow.loan),
-            Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => None,
         }
     }
 }
@@ -418,14 +410,10 @@ impl Stack {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        if received {
-            if flow.may_idle() {
-                self.idle.touch(id.index, now);
-            }
-            if let Some(loan) = flow.loan().and_then(Option::take) {
-                self.mappings.worked(loan);
-            }
+        if received && flow.may_idle() {
+            self.idle.touch(id.index, now);
         }
+        flow.repay(&mut self.mappings, &event, now);
         let next = match flow {
             Flow::Udp(flow) => {
                 let guest = key.guest();
@@ -489,6 +477,11 @@ impl Stack {
                 }
                 Flow::Bound(..) | Flow::Closing(_) => continue,
             };
+            if matches!(next, Next::Close { .. })
+                && let Some(loan) = flow.loan().and_then(Option::take)
+            {
+                self.mappings.failed(&loan);
+            }
             self.settle(id, next);
         }
     }
@@ -557,13 +550,13 @@ impl Stack {
         let ends = matches!(next, Next::Close { .. });
         if flow.has_opened() {
             if let Some(loan) = flow.loan.take() {
-                self.openings.worked(loan);
+                self.openings.worked(loan, now);
             }
         } else if ends
             && flow.was_refused()
             && let Some(loan) = flow.loan.take()
         {
-            self.openings.failed(loan);
+            self.openings.failed(&loan);
         }
         if flow.note_bulk(now)
             && let Some(seat) = &self.seat
@@ -595,9 +588,6 @@ impl Stack {
                     }
                     if matches!(flow, Flow::Dns(_)) {
                         self.dns.release();
-                    }
-                    if let Some(loan) = flow.loan().and_then(Option::take) {
-                        self.mappings.failed(loan);
                     }
                     *flow = match std::mem::replace(flow, Flow::Closing(None)) {
                         Flow::Bound(_, taken) => Flow::Closing(Some(taken)),

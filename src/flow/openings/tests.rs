@@ -20,7 +20,7 @@ fn failures(
 ) -> u32 {
     let mut fails = |host| {
         let taken = openings.take(host, now);
-        taken.map(|loan| openings.failed(loan)).is_some()
+        taken.map(|loan| openings.failed(&loan)).is_some()
     };
     hosts.into_iter().map(|host| u32::from(fails(host))).sum()
 }
@@ -72,7 +72,7 @@ fn what_worked_is_proven_until_it_fails() {
     let mut openings = openings();
     let server = host(1, 80);
     let loan = openings.take(server, BEGIN).unwrap();
-    openings.worked(loan);
+    openings.worked(loan, BEGIN);
     let everyone = || (1..=200).flat_map(scan);
     let others = || everyone().filter(|&h| h != server);
     failures(&mut openings, others(), BEGIN);
@@ -85,14 +85,14 @@ fn what_worked_is_proven_until_it_fails() {
     };
     for _ in 0..2 * OPENINGS_PROVEN_MOST {
         let loan = proven(&mut openings);
-        openings.worked(loan);
+        openings.worked(loan, BEGIN);
     }
     assert_eq!(openings.take(host(1, 81), BEGIN), None);
     let mut loans: Vec<_> = (0..OPENINGS_PROVEN_MOST).map(|_| proven(&mut openings)).collect();
     assert_eq!(openings.take(server, BEGIN), None, "too many under way");
     openings.give(loans.pop().unwrap());
     let loan = proven(&mut openings);
-    openings.failed(loan);
+    openings.failed(&loan);
     openings.give(loans.pop().unwrap());
     assert_eq!(openings.take(server, BEGIN), None);
 }
@@ -101,10 +101,25 @@ fn what_worked_is_proven_until_it_fails() {
 fn another_endpoints_failure_ends_no_proof() {
     let mut openings = openings();
     let loan = openings.take(host(1, 80), BEGIN).unwrap();
-    openings.worked(loan);
+    openings.worked(loan, BEGIN);
     let loan = openings.take(host(1, 81), BEGIN).unwrap();
-    openings.failed(loan);
+    openings.failed(&loan);
     assert_eq!(openings.take(host(1, 80), BEGIN).unwrap().lender, Lender::Proven);
+}
+
+/// Of two under way, the one that began first may be the last to end.
+#[test]
+fn an_old_failure_ends_no_new_proof() {
+    let mut openings = openings();
+    let old = openings.take(host(1, 80), BEGIN).unwrap();
+    let now = BEGIN + Millis(1);
+    let loan = openings.take(host(1, 80), now).unwrap();
+    openings.worked(loan, now);
+    openings.failed(&old);
+    let loan = openings.take(host(1, 80), now).unwrap();
+    assert_eq!(loan.lender, Lender::Proven);
+    openings.failed(&loan);
+    assert_eq!(openings.take(host(1, 80), now).unwrap().lender, Lender::Address);
 }
 
 #[test]
@@ -112,7 +127,7 @@ fn those_that_work_are_not_counted() {
     let mut openings = openings();
     for i in 0..10 * OPENINGS_MOST {
         let loan = openings.take(host(i % 300, 80), BEGIN).unwrap();
-        openings.worked(loan);
+        openings.worked(loan, BEGIN);
     }
     let unproven = scan(1).skip(80);
     assert_eq!(failures(&mut openings, unproven, BEGIN), OPENINGS_ADDRESS_MOST);

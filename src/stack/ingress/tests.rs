@@ -1,7 +1,7 @@
 //! What a flood of flows that come to nothing leaves to others.
 
 use super::*;
-use crate::flow::{Errno, Event};
+use crate::flow::{DgramError, Errno, Event};
 use crate::limits::{
     MAPPINGS_ADDRESS_EVERY, MAPPINGS_ADDRESS_MOST, MAPPINGS_MOST, OPENINGS_ADDRESS_EVERY,
     OPENINGS_ADDRESS_MOST, OPENINGS_MOST, UDP_IDLE,
@@ -210,6 +210,42 @@ fn a_mapping_that_ends_without_an_answer_ends_the_proof() {
     assert!(map(&mut bed, 3, server()).is_none());
 }
 
+#[test]
+fn only_who_was_asked_pays_back() {
+    let mut bed = Bed::native();
+    let mut mappings = 0;
+    while let Some(flow) = map(&mut bed, 1000 + mappings, server()) {
+        mappings += 1;
+        // Another one that it has sent to, and a stranger.
+        bed.send(&udp(guest(999 + mappings), host(8, 80), b"datagram"));
+        bed.receive(flow, host(8, 80), b"answer");
+        bed.receive(flow, host(9, 80), b"no answer");
+        drop(bed.actions());
+    }
+    assert_eq!(u32::from(mappings), MAPPINGS_ADDRESS_MOST);
+}
+
+#[test]
+fn an_endpoint_where_nobody_listens_is_not_proven() {
+    let mut bed = Bed::native();
+    let answered = map(&mut bed, 1, server()).unwrap();
+    bed.receive(answered, server(), b"answer");
+    drop(bed.actions());
+    let refused = map(&mut bed, 2, server()).unwrap();
+    let error = DgramError {
+        to: server(),
+        local: Local::ANY,
+        errno: Errno(libc::ECONNREFUSED),
+        icmp: Some((3, 3)),
+        offender: Some(server().ip()),
+        mtu: 0,
+        echo_seq: 0,
+    };
+    bed.stack.handle_event(Event::DgramError { flow: refused, error }, bed.now);
+    drop(bed.actions());
+    assert_eq!(flood_of_datagrams(&mut bed, 1000.., server()), MAPPINGS_ADDRESS_MOST);
+}
+
 /// A connection without a place is refused.
 #[test]
 fn mappings_leave_room_to_connections() {
@@ -221,7 +257,7 @@ fn mappings_leave_room_to_connections() {
         let ports = 10_000 * u16::from(last);
         mappings += flood_of_datagrams(&mut bed, ports..ports + 1000, host(last, 80));
     }
-    let reserve = most / 8;
+    let reserve = most / 2 / 8;
     assert_eq!(mappings, most - reserve);
     assert_eq!(bed.dropped(Drop::TooManyOpenings), 0);
     for port in 0..reserve as u16 {
