@@ -105,8 +105,8 @@ pub const OPENINGS_EVERY: Millis = Millis(2);
 pub const OPENINGS_PROVEN_MOST: u32 = 4096;
 /// See [`OPENINGS_PROVEN_MOST`].
 pub const OPENINGS_PROVEN_EVERY: Millis = Millis(1);
-/// As [`OPENINGS_ADDRESS_MOST`], of mappings of UDP and ping that nothing has come back to yet. A server's many clients that
-/// begin at once have to fit in.
+/// As [`OPENINGS_ADDRESS_MOST`], of mappings of UDP and ping whose first destination has not answered yet. A server's
+/// many clients that begin at once have to fit in.
 pub const MAPPINGS_ADDRESS_MOST: u32 = 1024;
 /// As [`OPENINGS_ADDRESS_EVERY`].
 pub const MAPPINGS_ADDRESS_EVERY: Millis = Millis(2);
@@ -245,13 +245,13 @@ pub const PEERS_SHARED: u32 = 1 << 16;
 pub const FORWARD_PEERS_MAX: usize = 4096;
 /// As [`PEERS_SHARED`], for such endpoints: strangers take nothing from what the guest itself may remember.
 pub const FORWARD_PEERS_SHARED: u32 = 1 << 16;
-/// When there is room for no more flows (or mappings, where one is begun) than this, each new one ends the UDP or ping mapping that
-/// has been silent longest, if that is [`EVICT_IDLE`]: as many as one turn can ask for.
+/// When there is room for no more flows (or mappings, where one is begun) than this, each new one ends the UDP or ping
+/// mapping that has been silent longest, if that is [`EVICT_IDLE`]: as many as one turn can ask for.
 pub const EVICT_AHEAD: u32 = 256;
-/// Places, and common descriptors, that UDP and ping mappings leave to others, or an eighth where that is less.
-pub const EVICT_RESERVE: u32 = 1024;
 /// See [`EVICT_AHEAD`].
 pub const EVICT_IDLE: Millis = Millis::secs(2);
+/// Places, and common descriptors, that UDP and ping mappings leave to others, or an eighth where that is less.
+pub const EVICT_RESERVE: u32 = 1024;
 /// Mappings that end, likewise, when the process has no descriptor left for a socket.
 pub const EVICT_BATCH: usize = 8;
 /// Datagrams that one frame of the guest may carry at most as a run (`UDP_MAX_SEGMENTS` of

@@ -10,8 +10,9 @@
 //!
 //! - A **connection** works when the handshake with the guest is over. Without a credit a SYN is
 //!   dropped, and the guest's kernel sends it again after a second, as it does when a server's backlog is full.
-//! - A **mapping** of UDP or ping works when whom it was made for has answered. Without a credit a datagram is dropped, and perhaps nobody sends
-//!   it again; nor does a program that only sends ever hear anything. So mappings have much more credit than connections.
+//! - A **mapping** of UDP or ping works when whom it was made for has answered. Without a credit a datagram is dropped,
+//!   and perhaps nobody sends it again; nor does a program that only sends ever hear anything. So mappings have twice
+//!   the credit of connections.
 //!
 //! Who makes a flood should not have the credits of the others. A container's programs have one address, so the
 //! destination tells them apart:
@@ -20,7 +21,8 @@
 //!   address leaves the flows to others alone. The addresses share a fixed number of places by keyed hash.
 //! - An endpoint (address and port) to which the last flow worked is *proven*; a flow to it takes its
 //!   credit from another purse, that of the proven ones. So a scan of many ports or of many addresses leaves alone whatever
-//!   the guest's programs have talked to lately. It is proven until one is refused.
+//!   the guest's programs have talked to lately. It is proven until one is refused, or a mapping has waited for an
+//!   answer until its end.
 //!
 //! What is left to a flood of many addresses: while it lasts, the first flow to an endpoint that no other has worked with.
 
