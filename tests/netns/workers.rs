@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,21 +26,24 @@ fn workers_and(n: usize, more: &str) -> With {
     With::defaults().more(&format!("--workers {n} {more}"))
 }
 
+/// The folders of the program's threads (proc(5)).
+fn tasks(proc: &Proc) -> impl Iterator<Item = PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
+    tasks.flatten().map(|task| task.path())
+}
+
 /// Threads of the program that forward.
 fn threads(proc: &Proc) -> usize {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
-    let comm = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
-    let names = tasks.flatten().filter_map(|task| comm(task).ok());
+    let comm = |task: PathBuf| std::fs::read_to_string(task.join("comm"));
+    let names = tasks(proc).filter_map(|task| comm(task).ok());
     names.filter(|name| name.starts_with("worker-")).count()
 }
 
 /// Nanoseconds that each forwarding thread has run (proc(5): schedstat).
 fn ran(proc: &Proc) -> Vec<u64> {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
-    let mut all: Vec<(String, u64)> = tasks
-        .flatten()
+    let mut all: Vec<(String, u64)> = tasks(proc)
         .filter_map(|task| {
-            let read = |name| std::fs::read_to_string(task.path().join(name)).ok();
+            let read = |name| std::fs::read_to_string(task.join(name)).ok();
             let comm = read("comm").filter(|comm| comm.starts_with("worker-"))?;
             let ran = read("schedstat")?.split_whitespace().next()?.parse().ok()?;
             Some((comm, ran))
@@ -51,8 +55,7 @@ fn ran(proc: &Proc) -> Vec<u64> {
 
 /// Has its threads run before those of others, however many want to.
 fn run_first(proc: &Proc) {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
-    let ids = tasks.flatten().map(|task| task.file_name());
+    let ids = tasks(proc).filter_map(|task| Some(task.file_name()?.to_owned()));
     let status = Command::new("renice").args(["-n", "-20", "-p"]).args(ids).output();
     assert!(status.is_ok_and(|output| output.status.success()), "renice");
 }
@@ -263,9 +266,7 @@ fn a_tap_with_one_queue_is_read_by_one_worker_for_all() {
     proc.signal(Signal::SIGTERM);
     let done = proc.wait(PATIENCE);
     assert!(done.stderr.contains("TCP: 800000 bytes to the host, 800000 to the guest"), "{done:?}");
-    let handed = done.stderr.split_once(" frames handed over").expect("a count").0;
-    let handed: u32 = handed.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a count");
-    assert!(handed > 8, "{done:?}");
+    assert!(number(&done.stderr, " frames handed over") > 8, "{done:?}");
 }
 
 #[test]
@@ -390,11 +391,10 @@ fn a_worker_that_fails_takes_the_program_along() {
         stream::send_all(&inside, 1, 100_000);
         stream::expect_all(&outside, 1, 100_000);
         assert!(file.exists() && queues(&guest) == 2);
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
         let named = |path: &std::path::Path| {
             std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == victim)
         };
-        let task = tasks.flatten().map(|task| task.path()).find(|path| named(path));
+        let task = tasks(&proc).find(|path| named(path));
         let task = task.expect("the worker's thread");
         let tid = task.file_name().expect("a number").to_string_lossy().into_owned();
         let line = format!(
@@ -456,10 +456,9 @@ fn a_turn_is_one_system_call() {
     let calls = bed.dir.path("calls");
     let tracer = Cmd::new(&format!("strace -f -qq -o {} -p {}", calls.display(), proc.pid()));
     let tracer = tracer.start();
-    let tasks = || std::fs::read_dir(format!("/proc/{}/task", proc.pid())).expect("its threads");
     eventually("all are traced", || {
-        tasks().flatten().all(|task| {
-            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        tasks(&proc).all(|task| {
+            let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
             !status.contains("TracerPid:\t0\n")
         })
     });
