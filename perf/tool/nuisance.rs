@@ -84,9 +84,8 @@ pub(super) fn syns(at: &str) -> Res<()> {
         let ports = random.next();
         // A header without options, the SYN flag, a window of 65535.
         let mut header = [0u8; 20];
-        let to_port = 20_000 + (ports >> 16) as u16 % 40_000;
         header[..2].copy_from_slice(&(ports as u16).to_be_bytes());
-        header[2..4].copy_from_slice(&to_port.to_be_bytes());
+        header[2..4].copy_from_slice(&dead_port(ports).to_be_bytes());
         header[4..8].copy_from_slice(&((ports >> 32) as u32).to_be_bytes());
         header[12..16].copy_from_slice(&[0x50, 0x02, 0xff, 0xff]);
         let sum = checksum(from, to, &header);
@@ -104,9 +103,8 @@ pub(super) fn datagrams(at: &str) -> Res<()> {
         let ports = random.next();
         // A header and 24 bytes, without a checksum (RFC 768).
         let mut bytes = [0u8; 32];
-        let to_port = 20_000 + (ports >> 16) as u16 % 40_000;
         bytes[..2].copy_from_slice(&(ports as u16).max(1).to_be_bytes());
-        bytes[2..4].copy_from_slice(&to_port.to_be_bytes());
+        bytes[2..4].copy_from_slice(&dead_port(ports).to_be_bytes());
         bytes[5] = 32;
         send(&socket, &bytes, to)
     })
@@ -128,6 +126,11 @@ pub(super) fn garbage(at: &str) -> Res<()> {
         let length = 2 + random.next() as usize % (bytes.len() - 2);
         send(&sockets[turn], &bytes[..length], to)
     })
+}
+
+/// A port where nobody listens: above those of the lab's own servers.
+fn dead_port(random: u64) -> u16 {
+    20_000 + (random >> 16) as u16 % 40_000
 }
 
 /// Sends at the rate of a flood until it is killed; says so after the first burst.
