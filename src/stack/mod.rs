@@ -32,11 +32,11 @@ pub mod descriptors;
 pub mod dhcp;
 pub mod directory;
 pub mod dns;
+mod entry;
 mod evict;
 mod forward;
 pub mod gateway;
 mod ingress;
-mod loan;
 mod migrate;
 mod ndp;
 mod neighbours;
@@ -54,54 +54,20 @@ use crate::flow::idle::Idle;
 use crate::flow::key::{FlowKey, Proto};
 use crate::flow::openings::Openings;
 use crate::flow::peers::{Room, Via};
-use crate::flow::ping::PingFlow;
 use crate::flow::table::{Full, Table};
 use crate::flow::tcp::TcpFlow;
 use crate::flow::timers::Timers;
-use crate::flow::udp::UdpFlow;
 use crate::flow::{Action, Actions, Ctx, DgramEvent, Errno, Event, FlowId, Handed, Next};
 use crate::frame::{self, L3, Mac, Malformed};
 use crate::limits::{ACK_DELAY, FLOWS_MAX, FORWARD_PEERS_SHARED, PEERS_SHARED};
 use crate::stats::{Drop, Stats};
 use crate::time::Time;
 use balance::Balance;
-use descriptors::{Descriptors, Share, Taken};
+use descriptors::{Descriptors, Share};
 use directory::Seat;
-use dns::DnsFlow;
+pub use entry::Flow;
 use migrate::Leaving;
 pub use migrate::{Leave, Migrant};
-
-/// One entry of the flow table.
-#[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "TCP is the largest and the most frequent; a box would cost it a cache miss per frame"
-)]
-pub enum Flow {
-    /// A TCP connection.
-    Tcp(TcpFlow),
-    /// A UDP mapping.
-    Udp(UdpFlow),
-    /// The socket of a port of the host that leads to a UDP mapping: this one. Its descriptor was lent.
-    Bound(FlowId, Taken),
-    /// A ping mapping.
-    Ping(PingFlow),
-    /// A DNS query on its way to a resolver.
-    Dns(DnsFlow),
-    /// Over; the worker still finishes with the socket, whose descriptor was lent or is of the share.
-    Closing(Option<Taken>),
-}
-
-impl Flow {
-    /// Whether it is a mapping that is kept for a while after its last use, and goes where room is needed.
-    fn may_idle(&self) -> bool {
-        match self {
-            Self::Udp(flow) => !flow.is_forwarded(),
-            Self::Ping(_) => true,
-            Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => false,
-        }
-    }
-}
 
 /// The packet core.
 #[derive(Debug)]

@@ -1,13 +1,47 @@
-//! What becomes of the credit that a mapping was made with ([`openings`](crate::flow::openings)).
+//! What the flow table holds: a flow of one kind or another, and what all that are mappings have in common.
 
 use std::net::SocketAddr;
 
-use super::Flow;
+use super::descriptors::Taken;
+use super::dns::DnsFlow;
 use crate::flow::openings::{Loan, Openings};
-use crate::flow::{DgramEvent, Errno};
+use crate::flow::ping::PingFlow;
+use crate::flow::tcp::TcpFlow;
+use crate::flow::udp::UdpFlow;
+use crate::flow::{DgramEvent, Errno, FlowId};
 use crate::time::Time;
 
+/// One entry of the flow table.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "TCP is the largest and the most frequent; a box would cost it a cache miss per frame"
+)]
+pub enum Flow {
+    /// A TCP connection.
+    Tcp(TcpFlow),
+    /// A UDP mapping.
+    Udp(UdpFlow),
+    /// The socket of a port of the host that leads to a UDP mapping: this one. Its descriptor was lent.
+    Bound(FlowId, Taken),
+    /// A ping mapping.
+    Ping(PingFlow),
+    /// A DNS query on its way to a resolver.
+    Dns(DnsFlow),
+    /// Over; the worker still finishes with the socket, whose descriptor was lent or is of the share.
+    Closing(Option<Taken>),
+}
+
 impl Flow {
+    /// Whether it is a mapping that is kept for a while after its last use, and goes where room is needed.
+    pub(super) fn may_idle(&self) -> bool {
+        match self {
+            Self::Udp(flow) => !flow.is_forwarded(),
+            Self::Ping(_) => true,
+            Self::Tcp(_) | Self::Bound(..) | Self::Dns(_) | Self::Closing(_) => false,
+        }
+    }
+
     /// What a mapping owes.
     pub(super) fn loan(&mut self) -> Option<&mut Option<Loan>> {
         match self {
